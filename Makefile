@@ -1,0 +1,59 @@
+# CPython 3.13.5 with a tracemalloc for each interpreter: builds, tests and
+# exports the patch series.  'make help' lists everything; each target is one
+# script in scripts/, and variables given to make reach it by the environment.
+
+.DEFAULT_GOAL := demo
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+# CPython's own make is told its number of jobs by JOBS, not by this one.
+unexport MAKEFLAGS MFLAGS MAKELEVEL
+
+.PHONY: demo tree build test stock export check-series clean help
+
+demo:
+	@STEPS=5 scripts/tree.sh
+	@STEPS=5 STEP=2 scripts/build.sh
+	@STEPS=5 STEP=4 scripts/demo.sh
+
+tree:
+	@STEPS=2 scripts/tree.sh
+
+build:
+	@STEPS=4 scripts/tree.sh
+	@STEPS=4 STEP=2 scripts/build.sh
+
+test: export CONFIG := $(or $(CONFIG),debug)
+test:
+	@STEPS=4 scripts/tree.sh
+	@STEPS=4 STEP=2 scripts/build.sh
+	@STEP=4 scripts/test.sh
+
+stock:
+	@STEPS=3 scripts/build.sh stock
+
+export:
+	@scripts/export.sh
+
+check-series:
+	@scripts/check-series.sh
+
+clean:
+	@scripts/clean.sh
+
+help:
+	@echo "make               source, patches, configure, build, demo (the default)"
+	@echo "make tree          build/cpython: a git tree of CPython 3.13.5 with the series"
+	@echo "make build         build it in build/CONFIG; after an edit only what changed"
+	@echo "make test          build (CONFIG=debug) and run the tests"
+	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
+	@echo "make export        commits of build/cpython -> patches/ and the folders"
+	@echo "make check-series  patches apply, folders are equal (EACH=1: each one builds)"
+	@echo "make clean         remove build/ but the downloads; refuses to lose work"
+	@echo
+	@echo "CONFIG=  release (default), debug, freethreaded, freethreaded-debug, asan, tsan"
+	@echo "CPYTHON= a checkout at v3.13.5, or Python-3.13.5.tar.xz, to use as the source;"
+	@echo "         for check-series any 3.13.x (says which patches apply)"
+	@echo "JOBS=    jobs of a build and of the tests (default: number of processors)"
+	@echo "TESTS=, OWN_TESTS=  names of tests instead of the standard lists"
+	@echo "EACH_CONFIGS=       configurations for check-series EACH=1 (default: release)"
+	@echo "KEEP_TREE=1         for clean: leave build/cpython alone"

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# build.sh [stock]: configure and build CPython out of tree for CONFIG.
+#
+# Without argument build/cpython is built in build/CONFIG; with 'stock' the
+# unpatched source is built in build/stock-CONFIG.  configure runs only when it
+# has not finished before or its script or options have changed; make always
+# runs, so that after an edit only what depends on it is compiled again.
+
+# shellcheck source=scripts/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+CONFIG=${CONFIG:-release}
+check_config "$CONFIG"
+need git make gcc
+mkdir -p "$LOGS"
+
+src=$TREE
+dir=$BUILD/$CONFIG
+name=$CONFIG
+if [ "${1:-}" = stock ]; then
+    src=$BUILD/stock-src
+    dir=$BUILD/stock-$CONFIG
+    name=stock-$CONFIG
+    step "unpatched source (CPython $VERSION)"
+    if [ "$(g -C "$src" rev-parse -q --verify 'HEAD^{tree}' 2>/dev/null)" = "$PRISTINE_TREE" ] &&
+        [ -z "$(g -C "$src" status --porcelain)" ]; then
+        step_done present
+    else
+        make_tmp
+        "$ROOT/scripts/import.sh" "$tmp/stock" || give_up
+        if [ -e "$src" ]; then mv "$src" "$tmp/old"; fi
+        mv -T "$tmp/stock" "$src"
+        step_done verified
+    fi
+fi
+
+# shellcheck source=scripts/options.sh
+. "$ROOT/scripts/options.sh"
+config_options "$CONFIG"
+
+step "configure ($name)"
+mkdir -p "$dir"
+want=$({ printf '%s\n' "$src" "${CC:-}" "${CFLAGS:-}" "${CPPFLAGS:-}" "${LDFLAGS:-}" "${OPTIONS[@]+"${OPTIONS[@]}"}"
+    cat "$src/configure"; } | sha256sum)
+if [ "$(cat "$dir/.configured" 2>/dev/null)" = "$want" ] && [ -f "$dir/Makefile" ]; then
+    step_done "done before"
+else
+    rm -f "$dir/.configured"
+    if [ -f "$dir/Makefile" ]; then
+        # Objects of other options must not be mixed in.
+        rm -rf "$dir"
+        mkdir -p "$dir"
+    fi
+    (cd "$dir" && "$src/configure" "${OPTIONS[@]+"${OPTIONS[@]}"}") </dev/null >"$LOGS/configure-$name.log" 2>&1 ||
+        die_log "$LOGS/configure-$name.log" "configure failed for $name; look at the lines above"
+    printf '%s\n' "$want" > "$dir/.configured"
+    step_done
+fi
+
+step "build ($name, $JOBS jobs)"
+make -C "$dir" -j"$JOBS" </dev/null >"$LOGS/build-$name.log" 2>&1 ||
+    die_log "$LOGS/build-$name.log" "the build of $name failed; repair the source and run make again"
+# CPython's own warnings are not ours to repeat, those in files of the series are.
+warnings=$(g -C "$src" diff --name-only --no-renames pristine -- '*.c' '*.h' |
+    sed "s,.*,$src/&:," | grep -F -f - "$LOGS/build-$name.log" | grep -c ' warning: ' || :)
+if [ "$warnings" != 0 ]; then
+    step_done "build/$name/python, $warnings compiler warnings in files of the series, see build/log/build-$name.log"
+else
+    step_done "build/$name/python"
+fi

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# test.sh: run the tests with build/CONFIG/python and count their results.
+#
+# OWN_TESTS are the series' own files, never run twice; TESTS are CPython's
+# files around it, of which a failed one is run once more and then named (some
+# depend on timing).  If the series changes Lib/test/test_tracemalloc.py, the
+# unmodified file of the pristine tag is run as well.  The numbers come from
+# regrtest's own results (count-results.py).  The last line is
+# 'N passed, N failed, N skipped'; a failure makes the exit status 1.
+
+# shellcheck source=scripts/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+CONFIG=${CONFIG:-debug}
+OWN_TESTS=${OWN_TESTS-test_tracemalloc test_tracemalloc_interpreters}
+TESTS=${TESTS-test_capi test_embed test_interpreters test__interpreters test__interpchannels test_threading test_fork1 test_gc test_sys test_warnings test_support test_inspect}
+TEST_TIMEOUT=${TEST_TIMEOUT:-600}
+STOCK_TEST=Lib/test/test_tracemalloc.py
+
+check_config "$CONFIG"
+need git
+# shellcheck source=scripts/options.sh
+. "$ROOT/scripts/options.sh"
+config_options "$CONFIG"
+unset "${!PYTHON@}" FORCE_COLOR
+
+python=$BUILD/$CONFIG/python
+out=$BUILD/test/$CONFIG
+[ -x "$python" ] || die "build/$CONFIG/python is not there; run 'make build CONFIG=$CONFIG' first."
+rm -rf "$out"
+mkdir -p "$out"
+
+passed=0
+failed=0
+skipped=0
+
+# exists NAME: is there such a test?
+exists() {
+    local path=${1#test.}
+    path=$TREE/Lib/test/${path//.//}
+    [ -f "$path.py" ] || [ -f "$path/__init__.py" ]
+}
+
+# known NAMES: those that exist, in $REPLY; others are said and count as failed.
+known() {
+    local name
+    REPLY=
+    for name in $1; do
+        if exists "$name"; then
+            REPLY="$REPLY $name"
+        else
+            printf 'error: there is no test %s in build/cpython/Lib/test, it counts as failed; correct TESTS= or OWN_TESTS=.\n' "$name" >&2
+            failed=$((failed + 1))
+        fi
+    done
+}
+
+# run LABEL TITLE AGAIN REGRTEST-ARGUMENT...: one call of regrtest, counted.
+# AGAIN: 'again' leaves failed files out and returns them in $REPLY, or ''.
+run() {
+    local label=$1 title=$2 again=$3 rc=0 p f s
+    shift 3
+    step "test ($CONFIG): $title"
+    (cd "$out" && "$python" -m test --timeout "$TEST_TIMEOUT" --fail-env-changed -W \
+        --junit-xml "$out/$label.xml" "$@") </dev/null >"$out/$label.log" 2>&1 || rc=$?
+    if ! "$python" -I "$ROOT/scripts/count-results.py" "$out/$label.xml" "$out/$label.log" "$rc" ${again:+"$again"} \
+        >"$out/$label.sum" 2>"$out/$label.err"; then
+        printf '0 1 0\nfailed: the results of this run cannot be read (exit status %s)\n' "$rc" >"$out/$label.sum"
+    fi
+    read -r p f s < "$out/$label.sum"
+    REPLY=$(sed -n 's/^again: //p' "$out/$label.sum" | paste -sd' ')
+    step_done "$p passed, $f failed, $s skipped"
+    sed -n 's/^failed: /      failed: /p' "$out/$label.sum"
+    if [ "$f" != 0 ]; then
+        printf '      last lines of build/test/%s/%s.log:\n' "$CONFIG" "$label"
+        tail -n 20 "$out/$label.log" | sed 's/^/      | /'
+    fi
+    passed=$((passed + p))
+    failed=$((failed + f))
+    skipped=$((skipped + s))
+}
+
+runs=1
+if [ -n "${OWN_TESTS// }" ] && ! g -C "$TREE" diff --quiet pristine -- "$STOCK_TEST"; then
+    runs=2
+fi
+if [ -n "${TESTS// }" ]; then runs=$((runs + 1)); fi
+STEPS=$((STEP_NO + runs))
+
+known "$OWN_TESTS"
+if [ -n "$REPLY" ]; then
+    # shellcheck disable=SC2086
+    run own "the series' own files (${REPLY# })" '' -j"$JOBS" $REPLY
+fi
+
+if [ -n "${OWN_TESTS// }" ]; then
+    if [ "$runs" -ge 2 ] && ! g -C "$TREE" diff --quiet pristine -- "$STOCK_TEST"; then
+        mkdir -p "$out/stock"
+        g -C "$TREE" cat-file blob "pristine:$STOCK_TEST" > "$out/stock/test_tracemalloc.py"
+        run stock "CPython $VERSION's own test_tracemalloc.py, unmodified" '' -j1 --testdir "$out/stock" test_tracemalloc
+    else
+        echo "      $STOCK_TEST is CPython $VERSION's own, unmodified"
+    fi
+fi
+
+known "$TESTS"
+if [ -n "$REPLY" ]; then
+    # shellcheck disable=SC2086
+    run cpython "CPython's files ($(wc -w <<<"$REPLY"))" again -j"$JOBS" $REPLY
+    if [ -n "$REPLY" ]; then
+        STEPS=$((STEPS + 1))
+        again=$REPLY
+        # shellcheck disable=SC2086
+        run again "once more, one by one: $again" '' -j1 $again
+        echo "      run a second time: $again"
+    fi
+fi
+
+if [ $((passed + failed + skipped)) = 0 ]; then
+    echo "error: no test was run; give TESTS= or OWN_TESTS= some names." >&2
+    failed=1
+fi
+printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+[ "$failed" = 0 ] || give_up
