@@ -1,0 +1,180 @@
+// What tracemalloc keeps its data in: a table of traces, and sets of interned
+// filenames and tracebacks.  Plain containers: they know no lock, interpreter
+// or Python object, and are used by one thread at a time.  Memory comes from
+// the allocator that they are given.
+
+#ifndef Py_INTERNAL_TRACEMALLOC_CONTAINERS_H
+#define Py_INTERNAL_TRACEMALLOC_CONTAINERS_H
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef Py_BUILD_CORE
+#  error "this header requires Py_BUILD_CORE define"
+#endif
+
+#include <stdbool.h>
+
+
+/* --- Table: (domain, address) to (size, traceback id) ------------------- */
+
+// Id of an interned traceback; 0 is never a traceback.
+typedef uint32_t _PyTraceback_Id;
+#define _PyTraceback_NONE 0
+// "<unknown>:0", a single frame; exists without being stored.
+#define _PyTraceback_UNKNOWN 1
+
+typedef struct {
+    uintptr_t ptr;                // address of the block
+    size_t size;                  // in bytes, as requested
+    _PyTraceback_Id traceback;    // _PyTraceback_NONE: a free slot
+    unsigned int domain;
+} _PyTrace;
+
+// Open addressing with linear probing.  Slots follow the order of the hashes
+// and their number need not be a power of two.
+//
+// Invariant: used + reserved <= limit < capacity, or all of them are 0.
+typedef struct {
+    const PyMemAllocatorEx *allocator;
+    _PyTrace *slots;
+    size_t capacity;              // number of slots
+    size_t limit;                 // the most slots that may be taken
+    size_t used;                  // number of traces
+    size_t reserved;              // slots promised by _PyTraceTable_Reserve()
+} _PyTraceTable;
+
+// The functions of this header are exported for '_testinternalcapi' shared
+// extension.
+
+PyAPI_FUNC(void) _PyTraceTable_Init(
+    _PyTraceTable *table, const PyMemAllocatorEx *allocator);
+
+// Free the memory and forget everything, reservations included.
+PyAPI_FUNC(void) _PyTraceTable_Clear(_PyTraceTable *table);
+
+// Promise room for one more trace; -1 if there is no memory for it.  The
+// promise is kept by _PyTraceTable_Put() or returned by _Unreserve().
+PyAPI_FUNC(int) _PyTraceTable_Reserve(_PyTraceTable *table);
+PyAPI_FUNC(void) _PyTraceTable_Unreserve(_PyTraceTable *table);
+
+// Use up one reservation for a trace whose key is not in the table.
+PyAPI_FUNC(void) _PyTraceTable_Put(
+    _PyTraceTable *table, const _PyTrace *trace);
+
+// The trace of a block or NULL.  It may be changed (but for its key) and is
+// valid until the table is changed.
+PyAPI_FUNC(_PyTrace *) _PyTraceTable_Find(
+    const _PyTraceTable *table, unsigned int domain, uintptr_t ptr);
+
+// Remove a trace that _PyTraceTable_Find() has returned.
+PyAPI_FUNC(void) _PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace);
+
+// Write all traces, in no particular order, to an array of `used` elements.
+PyAPI_FUNC(void) _PyTraceTable_Copy(const _PyTraceTable *table, _PyTrace *out);
+
+// Bytes of memory held.
+PyAPI_FUNC(size_t) _PyTraceTable_Memory(const _PyTraceTable *table);
+
+// Walk the whole table: is every trace where it can be found?  For tests and
+// assertions.
+PyAPI_FUNC(bool) _PyTraceTable_IsValid(const _PyTraceTable *table);
+
+
+/* --- Interning: filenames and tracebacks to ids and back ---------------- */
+
+// A filename, as text: `length` code points of `kind` bytes each.
+typedef struct {
+    Py_uhash_t hash;
+    size_t length;
+    size_t offset;                // of the first byte in the `text` array
+    int kind;                     // PyUnicode_1BYTE_KIND, ...
+} _PyTraceFilename;
+
+typedef struct {
+    uint32_t filename;            // 0 is "<unknown>"
+    unsigned int lineno;          // 0 if unknown
+} _PyTraceFrame;
+
+typedef struct {
+    size_t first;                 // index of its most recent frame
+    uint32_t hash;
+    uint16_t nframe;              // frames kept
+    uint16_t total_nframe;        // frames there were, at most UINT16_MAX
+} _PyTraceback;
+
+// A growing array; `items` is NULL if `capacity` is 0.
+typedef struct {
+    void *items;
+    size_t length;                // in items
+    size_t capacity;              // in items
+} _PyTraceArray;
+
+// A hash set of ids, power-of-two sized, at most half full; 0 is a free slot.
+typedef struct {
+    uint32_t *slots;
+    size_t mask;                  // number of slots - 1
+    size_t used;
+} _PyTraceIndex;
+
+// Filename i and traceback i+1 are items i-1 of their arrays: filename 0 and
+// traceback 1 are known without being stored.
+//
+// Frames of the traceback under construction stand behind the last interned
+// frame; they become interned by raising frames.length.
+typedef struct {
+    const PyMemAllocatorEx *allocator;
+    _PyTraceArray filenames;      // of _PyTraceFilename
+    _PyTraceArray text;           // of bytes
+    _PyTraceArray tracebacks;     // of _PyTraceback
+    _PyTraceArray frames;         // of _PyTraceFrame
+    _PyTraceIndex filename_index;
+    _PyTraceIndex traceback_index;
+    size_t pending;               // frames of the traceback being built
+} _PyTraceIntern;
+
+PyAPI_FUNC(void) _PyTraceIntern_Init(
+    _PyTraceIntern *intern, const PyMemAllocatorEx *allocator);
+
+// Free the memory; all ids but the two fixed ones become invalid.
+PyAPI_FUNC(void) _PyTraceIntern_Clear(_PyTraceIntern *intern);
+
+// Id of a filename, interned if need be.  -1 if there is no memory.
+PyAPI_FUNC(int) _PyTraceIntern_Filename(
+    _PyTraceIntern *intern, const _PyTraceFilename *name, const void *text,
+    uint32_t *id);
+
+// Build a traceback: begin, add frames from the most recent one on, end.
+// Each returns -1 if there is no memory; the traceback is abandoned then, or
+// by beginning another.  One without frames is _PyTraceback_UNKNOWN.
+PyAPI_FUNC(void) _PyTraceIntern_BeginTraceback(_PyTraceIntern *intern);
+PyAPI_FUNC(int) _PyTraceIntern_AddFrame(
+    _PyTraceIntern *intern, _PyTraceFrame frame);
+PyAPI_FUNC(int) _PyTraceIntern_EndTraceback(
+    _PyTraceIntern *intern, size_t total_nframe, _PyTraceback_Id *id);
+
+// Look up ids; what is returned is valid until anything is interned.
+PyAPI_FUNC(const _PyTraceback *) _PyTraceIntern_GetTraceback(
+    const _PyTraceIntern *intern, _PyTraceback_Id id,
+    const _PyTraceFrame **frames);
+// NULL for filename 0.
+PyAPI_FUNC(const _PyTraceFilename *) _PyTraceIntern_GetFilename(
+    const _PyTraceIntern *intern, uint32_t id, const void **text);
+
+// Make `copy` a copy that can be looked up, but not added to.  -1 if there is
+// no memory; nothing is left in `copy` then.
+PyAPI_FUNC(int) _PyTraceIntern_Copy(
+    const _PyTraceIntern *intern, _PyTraceIntern *copy);
+
+// Copy a single traceback.  -1 if there is no memory.
+PyAPI_FUNC(int) _PyTraceIntern_CopyTraceback(
+    const _PyTraceIntern *intern, _PyTraceback_Id id,
+    _PyTraceIntern *copy, _PyTraceback_Id *copy_id);
+
+// Bytes of memory held.
+PyAPI_FUNC(size_t) _PyTraceIntern_Memory(const _PyTraceIntern *intern);
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // !Py_INTERNAL_TRACEMALLOC_CONTAINERS_H

@@ -1,0 +1,456 @@
+// tracemalloc's life cycle (start, stop, fork, the end of an interpreter), its
+// public C API, and what it has to say in a fatal error.
+
+#include "Python.h"
+#include "pycore_ceval.h"         // _PyEval_StopTheWorld()
+#include "pycore_fileutils.h"     // _Py_write_noraise()
+#include "pycore_interp.h"        // PyInterpreterState.tracemalloc
+#include "pycore_pystate.h"       // _PyInterpreterState_GET()
+#include "pycore_runtime.h"       // _PyRuntime
+#include "pycore_traceback.h"     // _Py_DumpDecimal()
+#include "pycore_tracemalloc.h"   // _PyTraceRuntime
+
+// As many as _PyTraceback.nframe can count.
+#define MAX_NFRAME UINT16_MAX
+
+#if SIZEOF_VOID_P == 8 && defined(__linux__)
+// See _Py_TRACEMALLOC_PADDING.
+static_assert(offsetof(_PyRuntimeState, ref_tracer)
+              - offsetof(_PyRuntimeState, tracemalloc) == 232,
+              "fields of _PyRuntimeState must stay where they were in 3.13.0");
+#endif
+
+
+/* --- Start and stop ----------------------------------------------------- */
+
+// Bring all other threads that are attached to the interpreter to rest, where
+// it has no GIL that does it.  They are never inside a hook then.
+static void
+stop_interpreter(PyInterpreterState *interp)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    // Another thread, or none, ends an interpreter that has no threads left.
+    if (tstate != NULL && tstate->interp == interp) {
+        _PyEval_StopTheWorld(interp);
+    }
+}
+
+static void
+resume_interpreter(PyInterpreterState *interp)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate != NULL && tstate->interp == interp) {
+        _PyEval_StartTheWorld(interp);
+    }
+}
+
+typedef enum {
+    START_OK,
+    START_NO_KEY,
+    START_NO_MEMORY,
+} start_result;
+
+static start_result
+start_locked(_PyTraceRuntime *runtime, _PyTraceBooks *books, int max_nframe)
+{
+    if (books->tracing) {
+        // Another thread was faster.
+        return START_OK;
+    }
+    if (PyThread_tss_create(&books->reentrant_key) != 0) {
+        return START_NO_KEY;
+    }
+    // Hooks first, so that what is recorded is also seen being freed.
+    if (_PyTraceHooks_Install(runtime) < 0) {
+        PyThread_tss_delete(&books->reentrant_key);
+        return START_NO_MEMORY;
+    }
+    _PyTraceBooks_Open(runtime, books, max_nframe);
+    return START_OK;
+}
+
+int
+_PyTraceMalloc_Start(int max_nframe)
+{
+    if (max_nframe < 1 || max_nframe > MAX_NFRAME) {
+        PyErr_Format(PyExc_ValueError,
+                     "the number of frames must be in range [1; %lu]",
+                     (unsigned long)MAX_NFRAME);
+        return -1;
+    }
+
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    PyInterpreterState *interp = _PyInterpreterState_GET();
+    if (interp->tracemalloc.tracing) {
+        return 0;
+    }
+    stop_interpreter(interp);
+    _PyTraceRuntime_Lock(runtime);
+    start_result res = start_locked(runtime, &interp->tracemalloc, max_nframe);
+    _PyTraceRuntime_Unlock(runtime);
+    resume_interpreter(interp);
+
+    switch (res) {
+        case START_OK:
+            return 0;
+        case START_NO_KEY:
+            PyErr_SetString(PyExc_RuntimeError,
+                            "cannot start tracemalloc: the system has no "
+                            "thread-specific storage key left");
+            return -1;
+        case START_NO_MEMORY:
+            PyErr_NoMemory();
+            return -1;
+    }
+    Py_UNREACHABLE();
+}
+
+// Returns false if the books were closed already.
+static bool
+stop_locked(_PyTraceRuntime *runtime, _PyTraceBooks *books,
+            _PyTraceContents *contents)
+{
+    if (!books->tracing) {
+        return false;
+    }
+    _PyTraceBooks_Close(runtime, books, contents);
+    PyThread_tss_delete(&books->reentrant_key);
+    if (_PyTraceRuntime_IsIdle(runtime)) {
+        _PyTraceHooks_Remove(runtime);
+    }
+    return true;
+}
+
+static void
+stop(PyInterpreterState *interp)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceContents contents;
+    if (!interp->tracemalloc.tracing) {
+        return;
+    }
+
+    stop_interpreter(interp);
+    _PyTraceRuntime_Lock(runtime);
+    bool stopped = stop_locked(runtime, &interp->tracemalloc, &contents);
+    _PyTraceRuntime_Unlock(runtime);
+    resume_interpreter(interp);
+
+    if (stopped) {
+        _PyTraceContents_Free(&contents);
+    }
+}
+
+void
+_PyTraceMalloc_Stop(void)
+{
+    stop(_PyInterpreterState_GET());
+}
+
+void
+_PyTraceMalloc_Fini(PyInterpreterState *interp)
+{
+    stop(interp);
+}
+
+void
+_PyTraceMalloc_InitRuntime(void)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceRuntime_Lock(runtime);
+    assert(runtime->ntracing == 0);
+    // The allocators are what they are without hooks.
+    runtime->hooked = 0;
+    runtime->ref_tracer = NULL;
+    runtime->tstates_gone = false;
+    _PyTraceRuntime_Unlock(runtime);
+}
+
+void
+_PyTraceMalloc_ForgetThreadStates(void)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceRuntime_Lock(runtime);
+    runtime->tstates_gone = true;
+    _PyTraceRuntime_Unlock(runtime);
+}
+
+
+/* --- Fork --------------------------------------------------------------- */
+
+#ifdef HAVE_FORK
+void
+_PyTraceMalloc_BeforeFork(void)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceRuntime_Lock(runtime);
+    for (_PyTraceBooks *books = runtime->tracing; books != NULL;
+         books = books->next)
+    {
+        PyMutex_LockFlags(&books->mutex, _Py_LOCK_DONT_DETACH);
+    }
+}
+
+void
+_PyTraceMalloc_AfterFork_Parent(void)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    for (_PyTraceBooks *books = runtime->tracing; books != NULL;
+         books = books->next)
+    {
+        PyMutex_Unlock(&books->mutex);
+    }
+    _PyTraceRuntime_Unlock(runtime);
+}
+
+void
+_PyTraceMalloc_AfterFork_Child(void)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+
+    // Held by this thread, and whoever else waited for them is gone.
+    _PyMutex_at_fork_reinit(&runtime->mutex);
+    for (_PyTraceBooks *books = runtime->tracing; books != NULL;
+         books = books->next)
+    {
+        _PyMutex_at_fork_reinit(&books->mutex);
+    }
+}
+#endif
+
+
+/* --- Queries ------------------------------------------------------------ */
+
+static _PyTraceBooks *
+current_books(void)
+{
+    return &_PyInterpreterState_GET()->tracemalloc;
+}
+
+int
+_PyTraceMalloc_IsTracing(void)
+{
+    return current_books()->tracing;
+}
+
+int
+_PyTraceMalloc_GetTracebackLimit(void)
+{
+    return current_books()->max_nframe;
+}
+
+void
+_PyTraceMalloc_ClearTraces(void)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceBooks *books = current_books();
+    _PyTraceContents contents;
+
+    _PyTraceRuntime_Lock(runtime);
+    bool tracing = books->tracing;
+    if (tracing) {
+        _PyTraceBooks_Clear(runtime, books, &contents);
+    }
+    _PyTraceRuntime_Unlock(runtime);
+    if (tracing) {
+        _PyTraceContents_Free(&contents);
+    }
+}
+
+size_t
+_PyTraceMalloc_GetMemory(void)
+{
+    _PyTraceBooks *books = current_books();
+    return books->tracing ? _PyTraceBooks_Memory(books) : 0;
+}
+
+int
+_PyTraceMalloc_Snapshot(_PyTraceSnapshot *snapshot)
+{
+    _PyTraceBooks *books = current_books();
+    *snapshot = (_PyTraceSnapshot){0};
+    if (books->tracing && _PyTraceBooks_Snapshot(books, snapshot) < 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+int
+_PyTraceMalloc_SnapshotBlock(unsigned int domain, uintptr_t ptr,
+                             _PyTraceSnapshot *snapshot)
+{
+    _PyTraceBooks *books = current_books();
+    *snapshot = (_PyTraceSnapshot){0};
+    if (books->tracing
+        && _PyTraceBooks_SnapshotBlock(books, domain, ptr, snapshot) < 0)
+    {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+void
+_PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceRuntime_Lock(runtime);
+    *current = runtime->traced_memory;
+    *peak = runtime->peak_traced_memory;
+    _PyTraceRuntime_Unlock(runtime);
+}
+
+void
+_PyTraceMalloc_ResetPeak(void)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceRuntime_Lock(runtime);
+    runtime->peak_traced_memory = runtime->traced_memory;
+    _PyTraceRuntime_Unlock(runtime);
+}
+
+
+/* --- Public C API ------------------------------------------------------- */
+
+int
+PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    if (_PyTraceRuntime_IsIdle(runtime)) {
+        return -2;
+    }
+
+    int res = -2;
+    PyThreadState *tstate;
+    _PyTraceRuntime_Lock(runtime);
+    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+    if (books->tracing) {
+        _PyTraceTaken taken;
+        _PyTraceRuntime_TakeFromOthers(runtime, books, domain, ptr, &taken);
+        res = _PyTraceBooks_Record(runtime, books, tstate, domain, ptr, size);
+        _PyTraceRuntime_Settle(runtime, &taken, res < 0);
+    }
+    _PyTraceRuntime_Unlock(runtime);
+    return res;
+}
+
+int
+PyTraceMalloc_Untrack(unsigned int domain, uintptr_t ptr)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    if (_PyTraceRuntime_IsIdle(runtime)) {
+        return -2;
+    }
+
+    int res = -2;
+    PyThreadState *tstate;
+    _PyTraceRuntime_Lock(runtime);
+    if (runtime->tracing != NULL) {
+        _PyTraceTaken taken;
+        _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+        _PyTraceRuntime_Take(runtime, books, domain, ptr, &taken);
+        _PyTraceRuntime_Settle(runtime, &taken, false);
+        res = 0;
+    }
+    _PyTraceRuntime_Unlock(runtime);
+    return res;
+}
+
+
+/* --- Fatal errors ------------------------------------------------------- */
+
+// The thread that reports the error may hold a lock itself.
+#define DUMP_TIMEOUT (100 * 1000 * 1000)    // nanoseconds
+
+#define PUTS(fd, str) (void)_Py_write_noraise(fd, str, (int)strlen(str))
+
+static bool
+try_lock(PyMutex *mutex)
+{
+    return _PyMutex_LockTimed(mutex, DUMP_TIMEOUT, _Py_LOCK_DONT_DETACH)
+           == PY_LOCK_ACQUIRED;
+}
+
+// Like _Py_DumpASCII(), which needs a str object.
+static void
+dump_filename(int fd, const _PyTraceIntern *intern, uint32_t id)
+{
+    const void *text;
+    const _PyTraceFilename *name =
+        _PyTraceIntern_GetFilename(intern, id, &text);
+    if (name == NULL) {
+        PUTS(fd, "<unknown>");
+        return;
+    }
+    for (size_t i = 0; i < name->length; i++) {
+        Py_UCS4 ch = PyUnicode_READ(name->kind, text, i);
+        if (' ' <= ch && ch <= 126) {
+            char c = (char)ch;
+            (void)_Py_write_noraise(fd, &c, 1);
+        }
+        else {
+            const char *escape = ch <= 0xff ? "\\x"
+                                 : ch <= 0xffff ? "\\u" : "\\U";
+            PUTS(fd, escape);
+            _Py_DumpHexadecimal(fd, ch, ch <= 0xff ? 2
+                                        : ch <= 0xffff ? 4 : 8);
+        }
+    }
+}
+
+static void
+dump_traceback(int fd, const _PyTraceIntern *intern, _PyTraceback_Id id)
+{
+    const _PyTraceFrame *frames;
+    const _PyTraceback *traceback =
+        _PyTraceIntern_GetTraceback(intern, id, &frames);
+    PUTS(fd, "Memory block allocated at (most recent call first):\n");
+    for (size_t i = 0; i < traceback->nframe; i++) {
+        PUTS(fd, "  File \"");
+        dump_filename(fd, intern, frames[i].filename);
+        PUTS(fd, "\", line ");
+        _Py_DumpDecimal(fd, frames[i].lineno);
+        PUTS(fd, "\n");
+    }
+    PUTS(fd, "\n");
+}
+
+static bool
+dump_from_books(int fd, _PyTraceBooks *books, uintptr_t ptr)
+{
+    if (!try_lock(&books->mutex)) {
+        return false;
+    }
+    const _PyTrace *trace = _PyTraceTable_Find(&books->traces, 0, ptr);
+    bool found = trace != NULL;
+    if (found) {
+        dump_traceback(fd, &books->intern, trace->traceback);
+    }
+    PyMutex_Unlock(&books->mutex);
+    return found;
+}
+
+void
+_PyMem_DumpTraceback(int fd, const void *ptr)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    bool found = false, tracing = false;
+    if (!_PyTraceRuntime_IsIdle(runtime)) {
+        if (!try_lock(&runtime->mutex)) {
+            return;
+        }
+        PyThreadState *tstate;
+        tracing = _PyTraceHooks_CallerBooks(runtime, &tstate)->tracing;
+        for (_PyTraceBooks *books = runtime->tracing; books != NULL && !found;
+             books = books->next)
+        {
+            found = dump_from_books(fd, books, (uintptr_t)ptr);
+        }
+        PyMutex_Unlock(&runtime->mutex);
+    }
+    if (!found && !tracing) {
+        PUTS(fd, "Enable tracemalloc to get the memory block "
+                 "allocation traceback\n\n");
+    }
+}

@@ -1,0 +1,528 @@
+// The hooks through which tracemalloc sees the memory of the process: the
+// allocators of PEP 445, and the reference tracer.
+//
+// Hooks run in the oddest places: in threads that Python does not know, with
+// any lock of the runtime held, while threads and interpreters come and go.
+// They never take the GIL and never create or attach a thread state.
+//
+// Each hook has one shape: is the caller to be traced, the allocator below,
+// the books.  A trace is taken out of the books before its block is given back
+// to the allocator below, which may hand out the same address to another
+// thread at once, and put in after the block was received from it.
+
+#include "Python.h"
+#include "pycore_object.h"        // _PyType_PreHeaderSize()
+#include "pycore_pymem.h"         // _PyMem_ReplaceFunctions()
+#include "pycore_pystate.h"       // _PyThreadState_GET()
+#include "pycore_runtime.h"       // _PyRuntime
+#include "pycore_tracemalloc.h"   // _PyTraceRuntime
+
+// Any non-NULL pointer will do.
+#define REENTRANT ((void *)&_PyRuntime.tracemalloc)
+
+#define DOMAIN_BIT(DOMAIN) ((uint8_t)(1 << (DOMAIN)))
+
+static const PyMemAllocatorDomain alloc_domains[] = {
+    PYMEM_DOMAIN_RAW, PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ,
+};
+
+
+/* --- Who is calling ----------------------------------------------------- */
+
+// The thread state of the calling thread, which is not attached, or NULL.
+static PyThreadState *
+detached_tstate(_PyTraceRuntime *runtime)
+{
+    PyThreadState *tstate = PyGILState_GetThisThreadState();
+    if (runtime->tstates_gone
+        && tstate != _PyRuntimeState_GetFinalizing(&_PyRuntime))
+    {
+        // It may have been freed: compared above, but never looked into.
+        return NULL;
+    }
+    return tstate;
+}
+
+_PyTraceBooks *
+_PyTraceHooks_CallerBooks(_PyTraceRuntime *runtime, PyThreadState **tstate)
+{
+    *tstate = _PyThreadState_GET();
+    if (*tstate == NULL) {
+        *tstate = detached_tstate(runtime);
+    }
+    if (*tstate == NULL) {
+        return &_PyRuntime._main_interpreter.tracemalloc;
+    }
+    return &(*tstate)->interp->tracemalloc;
+}
+
+
+/* --- Reentrancy --------------------------------------------------------- */
+
+// The allocator below a hook may call another one: pymalloc gets what is
+// larger than 512 bytes from the raw domain.  A block is traced once, by the
+// outermost hook.
+
+static inline bool
+get_reentrant(_PyTraceBooks *books)
+{
+    return PyThread_tss_get(&books->reentrant_key) != NULL;
+}
+
+static inline int
+set_reentrant(_PyTraceBooks *books, bool reentrant)
+{
+    return PyThread_tss_set(&books->reentrant_key,
+                            reentrant ? REENTRANT : NULL);
+}
+
+// Is a call to be traced, and if so, keep those that it makes from it.
+// Returns 1 or 0, or -1 if the thread has no room for its mark.
+//
+// Needs the caller to be attached to the interpreter of these books, or to
+// hold the runtime's lock.
+static int
+begin_tracing(_PyTraceBooks *books)
+{
+    if (!books->tracing || get_reentrant(books)) {
+        return 0;
+    }
+    return set_reentrant(books, true) == 0 ? 1 : -1;
+}
+
+// The same rules as for begin_tracing().  If tracing was stopped, or even
+// started anew, during the call then the mark is gone already.
+static void
+end_tracing(_PyTraceBooks *books)
+{
+    if (PyThread_tss_is_created(&books->reentrant_key)) {
+        // Cannot fail: only a first value may need memory.
+        (void)set_reentrant(books, false);
+    }
+}
+
+// begin_tracing() for the calling thread.
+static int
+enter(_PyTraceRuntime *runtime)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate != NULL) {
+        return begin_tracing(&tstate->interp->tracemalloc);
+    }
+    _PyTraceRuntime_Lock(runtime);
+    int res = begin_tracing(_PyTraceHooks_CallerBooks(runtime, &tstate));
+    _PyTraceRuntime_Unlock(runtime);
+    return res;
+}
+
+bool
+_PyTraceHooks_SetReentrant(_PyTraceBooks *books, bool reentrant)
+{
+    if (!PyThread_tss_is_created(&books->reentrant_key)) {
+        return false;
+    }
+    bool previous = get_reentrant(books);
+    if (previous != reentrant) {
+        (void)set_reentrant(books, reentrant);
+    }
+    return previous;
+}
+
+
+/* --- Allocate, reallocate, free ----------------------------------------- */
+
+// The allocator that the hooks of a domain wrap.
+static const PyMemAllocatorEx *
+below(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
+{
+    // Pairs with the release in record_below().
+    const struct _tracemalloc_allocators *record =
+        _Py_atomic_load_ptr_acquire(&runtime->below);
+    switch (domain) {
+        case PYMEM_DOMAIN_RAW: return &record->raw;
+        case PYMEM_DOMAIN_MEM: return &record->mem;
+        default: return &record->obj;
+    }
+}
+
+// Record a block for the calling thread, and end what enter() began.
+static int
+record_and_leave(_PyTraceRuntime *runtime, void *ptr, size_t size)
+{
+    int res = 0;
+    PyThreadState *tstate;
+    _PyTraceRuntime_Lock(runtime);
+    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+    if (ptr != NULL && books->tracing) {
+        res = _PyTraceBooks_Record(runtime, books, tstate,
+                                   0, (uintptr_t)ptr, size);
+    }
+    end_tracing(books);
+    _PyTraceRuntime_Unlock(runtime);
+    return res;
+}
+
+static void *
+hook_alloc(PyMemAllocatorDomain domain, bool zeroed,
+           size_t nelem, size_t elsize)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    const PyMemAllocatorEx *alloc = below(runtime, domain);
+
+    int traced = _PyTraceRuntime_IsIdle(runtime) ? 0 : enter(runtime);
+    if (traced < 0) {
+        return NULL;
+    }
+    void *ptr = zeroed ? alloc->calloc(alloc->ctx, nelem, elsize)
+                       : alloc->malloc(alloc->ctx, nelem * elsize);
+    if (traced && record_and_leave(runtime, ptr, nelem * elsize) < 0) {
+        alloc->free(alloc->ctx, ptr);
+        return NULL;
+    }
+    return ptr;
+}
+
+static void
+hook_free(PyMemAllocatorDomain domain, void *ptr)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    const PyMemAllocatorEx *alloc = below(runtime, domain);
+
+    if (ptr != NULL && !_PyTraceRuntime_IsIdle(runtime)) {
+        PyThreadState *tstate;
+        _PyTraceTaken taken;
+        _PyTraceRuntime_Lock(runtime);
+        _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+        _PyTraceRuntime_Take(runtime, books, 0, (uintptr_t)ptr, &taken);
+        _PyTraceRuntime_Settle(runtime, &taken, false);
+        _PyTraceRuntime_Unlock(runtime);
+    }
+    alloc->free(alloc->ctx, ptr);
+}
+
+// Reallocating never fails because of tracing.  A block that had a trace in
+// the same books as before always has one again, for its room was kept and
+// "<unknown>" needs no memory; one that had none may be left without.
+static void
+finish_realloc(_PyTraceRuntime *runtime, const _PyTraceTaken *taken,
+               void *ptr, size_t size, bool traced)
+{
+    PyThreadState *tstate;
+    _PyTraceRuntime_Lock(runtime);
+    _PyTraceRuntime_Settle(runtime, taken, ptr == NULL);
+    if (traced) {
+        _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+        if (ptr != NULL && books->tracing
+            && _PyTraceBooks_Record(runtime, books, tstate,
+                                    0, (uintptr_t)ptr, size) < 0)
+        {
+            (void)_PyTraceBooks_Record(runtime, books, NULL,
+                                       0, (uintptr_t)ptr, size);
+        }
+        end_tracing(books);
+    }
+    _PyTraceRuntime_Unlock(runtime);
+}
+
+static void *
+hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    const PyMemAllocatorEx *alloc = below(runtime, domain);
+
+    if (_PyTraceRuntime_IsIdle(runtime)) {
+        return alloc->realloc(alloc->ctx, ptr, size);
+    }
+    int traced = enter(runtime);
+    if (ptr == NULL) {
+        // A new block, which may fail like any other.
+        if (traced < 0) {
+            return NULL;
+        }
+        ptr = alloc->realloc(alloc->ctx, NULL, size);
+        if (traced && record_and_leave(runtime, ptr, size) < 0) {
+            alloc->free(alloc->ctx, ptr);
+            return NULL;
+        }
+        return ptr;
+    }
+
+    PyThreadState *tstate;
+    _PyTraceTaken taken;
+    _PyTraceRuntime_Lock(runtime);
+    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+    _PyTraceRuntime_Take(runtime, books, 0, (uintptr_t)ptr, &taken);
+    _PyTraceRuntime_Unlock(runtime);
+
+    void *ptr2 = alloc->realloc(alloc->ctx, ptr, size);
+    finish_realloc(runtime, &taken, ptr2, size, traced > 0);
+    return ptr2;
+}
+
+
+/* --- The hooks ---------------------------------------------------------- */
+
+// `ctx` is still that of the allocator below, see _PyTraceHooks_Install(), and
+// is not used here.
+#define DEFINE_HOOKS(NAME, DOMAIN) \
+    static void * \
+    NAME ## _malloc(void *Py_UNUSED(ctx), size_t size) \
+    { \
+        return hook_alloc(DOMAIN, false, 1, size); \
+    } \
+    static void * \
+    NAME ## _calloc(void *Py_UNUSED(ctx), size_t nelem, size_t elsize) \
+    { \
+        return hook_alloc(DOMAIN, true, nelem, elsize); \
+    } \
+    static void * \
+    NAME ## _realloc(void *Py_UNUSED(ctx), void *ptr, size_t size) \
+    { \
+        return hook_realloc(DOMAIN, ptr, size); \
+    } \
+    static void \
+    NAME ## _free(void *Py_UNUSED(ctx), void *ptr) \
+    { \
+        hook_free(DOMAIN, ptr); \
+    }
+
+DEFINE_HOOKS(raw, PYMEM_DOMAIN_RAW)
+DEFINE_HOOKS(mem, PYMEM_DOMAIN_MEM)
+DEFINE_HOOKS(obj, PYMEM_DOMAIN_OBJ)
+
+#define HOOKS(NAME) \
+    {NULL, NAME ## _malloc, NAME ## _calloc, NAME ## _realloc, NAME ## _free}
+
+static const PyMemAllocatorEx raw_hooks = HOOKS(raw);
+static const PyMemAllocatorEx mem_hooks = HOOKS(mem);
+static const PyMemAllocatorEx obj_hooks = HOOKS(obj);
+
+static const PyMemAllocatorEx *
+hooks_of(PyMemAllocatorDomain domain)
+{
+    switch (domain) {
+        case PYMEM_DOMAIN_RAW: return &raw_hooks;
+        case PYMEM_DOMAIN_MEM: return &mem_hooks;
+        default: return &obj_hooks;
+    }
+}
+
+
+/* --- Reference tracer --------------------------------------------------- */
+
+// Two interpreters that share an object allocator may also find a block of the
+// other one on their free lists.
+static void
+reattribute_foreign(_PyTraceRuntime *runtime, PyThreadState *tstate,
+                    uintptr_t ptr)
+{
+    _PyTraceBooks *books = &tstate->interp->tracemalloc;
+    _PyTraceTaken taken;
+    _PyTraceRuntime_Lock(runtime);
+    _PyTraceRuntime_TakeFromOthers(runtime, books, 0, ptr, &taken);
+    if (taken.epoch != 0) {
+        int res = _PyTraceBooks_Record(runtime, books, tstate,
+                                       0, ptr, taken.trace.size);
+        _PyTraceRuntime_Settle(runtime, &taken, res < 0);
+    }
+    _PyTraceRuntime_Unlock(runtime);
+}
+
+// A block from a free list has the trace of its previous life; give it the
+// traceback of its new one (bpo-35053).
+static void
+reattribute(_PyTraceRuntime *runtime, PyObject *op)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL || !tstate->interp->tracemalloc.tracing) {
+        return;
+    }
+    PyInterpreterState *interp = tstate->interp;
+    uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
+    if (!_PyTraceBooks_Reattribute(&interp->tracemalloc, tstate, ptr)
+        && _Py_atomic_load_int_relaxed(&runtime->ntracing) > 1
+        && _PyInterpreterState_HasFeature(interp,
+                                          Py_RTFLAGS_USE_MAIN_OBMALLOC))
+    {
+        reattribute_foreign(runtime, tstate, ptr);
+    }
+}
+
+// Returns what the user's tracer does.
+static int
+trace_ref(PyObject *op, PyRefTracerEvent event, void *data)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    if (event == PyRefTracer_CREATE) {
+        reattribute(runtime, op);
+    }
+    PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
+        &runtime->ref_tracer);
+    return user != NULL ? user(op, event, data) : 0;
+}
+
+static PyRefTracer
+get_tracer_slot(void)
+{
+    return (PyRefTracer)_Py_atomic_load_ptr_relaxed(
+        &_PyRuntime.ref_tracer.tracer_func);
+}
+
+static void
+set_tracer_slot(PyRefTracer tracer)
+{
+    _Py_atomic_store_ptr_relaxed(&_PyRuntime.ref_tracer.tracer_func,
+                                 (void *)tracer);
+}
+
+// There is one slot for a tracer.  Ours takes the place of the user's function
+// there and calls it; the user's data stays where it is.
+void
+_PyTraceMalloc_SetRefTracer(PyRefTracer tracer, void *data)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceRuntime_Lock(runtime);
+    _Py_atomic_store_ptr_relaxed(&_PyRuntime.ref_tracer.tracer_data, data);
+    _Py_atomic_store_ptr_relaxed(&runtime->ref_tracer, (void *)tracer);
+    if (get_tracer_slot() != trace_ref) {
+        set_tracer_slot(tracer);
+    }
+    _PyTraceRuntime_Unlock(runtime);
+}
+
+PyRefTracer
+_PyTraceMalloc_GetRefTracer(void **data)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    _PyTraceRuntime_Lock(runtime);
+    PyRefTracer tracer = runtime->ref_tracer;
+    if (data != NULL) {
+        *data = _PyRuntime.ref_tracer.tracer_data;
+    }
+    _PyTraceRuntime_Unlock(runtime);
+    return tracer;
+}
+
+
+/* --- In and out --------------------------------------------------------- */
+
+static bool
+same_functions(const PyMemAllocatorEx *a, const PyMemAllocatorEx *b)
+{
+    return a->malloc == b->malloc && a->calloc == b->calloc
+           && a->realloc == b->realloc && a->free == b->free;
+}
+
+static bool
+same_allocator(const PyMemAllocatorEx *a, const PyMemAllocatorEx *b)
+{
+    return a->ctx == b->ctx && same_functions(a, b);
+}
+
+// Our hooks may be in without being on top: others may be installed over them.
+// They are not in any more if what they have below them is on top.
+static bool
+is_hooked(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
+{
+    PyMemAllocatorEx top;
+    PyMem_GetAllocator(domain, &top);
+    if (same_functions(&top, hooks_of(domain))) {
+        return true;
+    }
+    return (runtime->hooked & DOMAIN_BIT(domain)) != 0
+           && !same_allocator(&top, below(runtime, domain));
+}
+
+// What the hooks of a domain have below them, or would have if they were put
+// in now.
+static void
+peek(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain,
+     PyMemAllocatorEx *alloc)
+{
+    if (is_hooked(runtime, domain)) {
+        *alloc = *below(runtime, domain);
+    }
+    else {
+        PyMem_GetAllocator(domain, alloc);
+    }
+}
+
+// Publish a record of what is below the hooks.
+static int
+record_below(_PyTraceRuntime *runtime)
+{
+    struct _tracemalloc_allocators record, *newest = runtime->below;
+    peek(runtime, PYMEM_DOMAIN_RAW, &record.raw);
+    peek(runtime, PYMEM_DOMAIN_MEM, &record.mem);
+    peek(runtime, PYMEM_DOMAIN_OBJ, &record.obj);
+    if (newest != NULL
+        && same_allocator(&newest->raw, &record.raw)
+        && same_allocator(&newest->mem, &record.mem)
+        && same_allocator(&newest->obj, &record.obj))
+    {
+        return 0;
+    }
+
+    // Not from Python's allocators, since it outlives them.
+    struct _tracemalloc_allocators *copy = malloc(sizeof(record));
+    if (copy == NULL) {
+        return -1;
+    }
+    record.previous = newest;
+    *copy = record;
+    // Pairs with the acquire in below().
+    _Py_atomic_store_ptr_release(&runtime->below, copy);
+    return 0;
+}
+
+static bool
+install_domain(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
+{
+    if (!is_hooked(runtime, domain)
+        && !_PyMem_ReplaceFunctions(domain, below(runtime, domain),
+                                    hooks_of(domain)))
+    {
+        return false;
+    }
+    runtime->hooked |= DOMAIN_BIT(domain);
+    return true;
+}
+
+// A caller loads the function and its ctx one after the other and may see one
+// from before and one from after.  Therefore ctx stays as it is and functions
+// are replaced one by one: every mixture is valid.
+int
+_PyTraceHooks_Install(_PyTraceRuntime *runtime)
+{
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(alloc_domains); ) {
+        if (record_below(runtime) < 0) {
+            _PyTraceHooks_Remove(runtime);
+            return -1;
+        }
+        // If another thread sets an allocator meanwhile, look again.
+        if (install_domain(runtime, alloc_domains[i])) {
+            i++;
+        }
+    }
+    set_tracer_slot(trace_ref);
+    return 0;
+}
+
+// Hooks which have others on top of them cannot be taken out, for these would
+// be lost.  They stay and only pass calls on.
+void
+_PyTraceHooks_Remove(_PyTraceRuntime *runtime)
+{
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(alloc_domains); i++) {
+        PyMemAllocatorDomain domain = alloc_domains[i];
+        if (!(runtime->hooked & DOMAIN_BIT(domain))) {
+            continue;
+        }
+        PyMemAllocatorEx hooks = *hooks_of(domain);
+        hooks.ctx = below(runtime, domain)->ctx;
+        if (_PyMem_ReplaceFunctions(domain, &hooks, below(runtime, domain))) {
+            runtime->hooked &= (uint8_t)~DOMAIN_BIT(domain);
+        }
+    }
+    set_tracer_slot(runtime->ref_tracer);
+}

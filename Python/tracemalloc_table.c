@@ -1,0 +1,234 @@
+// The traces of an interpreter: an open-addressing hash table keyed by domain
+// and address.  A plain container: the caller locks.
+//
+// The hash is multiplicative (Knuth, The Art of Computer Programming, volume
+// 3, section 6.4), twice: after one multiplication blocks at some strides, and
+// pools at some distances, still lie on top of each other.  Its range is
+// reduced by multiplication instead of a mask, so that the table may have any
+// size.  Deleting is Knuth's Algorithm 6.4R, which moves later entries of a
+// cluster back instead of leaving tombstones.
+
+#include "Python.h"
+#include "pycore_tracemalloc_containers.h"  // _PyTraceTable
+
+#define MIN_CAPACITY 64
+
+// 2**64 divided by the golden ratio.
+#define HASH_MULTIPLIER UINT64_C(0x9E3779B97F4A7C15)
+
+// Load is at most 3/4 when the table is grown, then half of that: linear
+// probing needs 8.5 slots for a miss at 3/4, 1.8 at 3/8.
+#define CAPACITY_LIMIT(capacity) ((capacity) / 4 * 3)
+
+
+static size_t
+home_slot(const _PyTraceTable *table, unsigned int domain, uintptr_t ptr)
+{
+    uint64_t hash = (uint64_t)ptr + ((uint64_t)domain << 32) + domain;
+    hash *= HASH_MULTIPLIER;
+    hash ^= hash >> 32;
+    hash *= HASH_MULTIPLIER;
+    // The low bits of a product are weak; 32 high ones are enough for any
+    // table that fits into memory, which is at most a few billion slots.
+    return (size_t)(((hash >> 32) * (uint64_t)table->capacity) >> 32);
+}
+
+static inline size_t
+next_slot(const _PyTraceTable *table, size_t i)
+{
+    return i + 1 < table->capacity ? i + 1 : 0;
+}
+
+static inline bool
+is_free(const _PyTrace *slot)
+{
+    return slot->traceback == _PyTraceback_NONE;
+}
+
+
+void
+_PyTraceTable_Init(_PyTraceTable *table, const PyMemAllocatorEx *allocator)
+{
+    *table = (_PyTraceTable){.allocator = allocator};
+}
+
+void
+_PyTraceTable_Clear(_PyTraceTable *table)
+{
+    const PyMemAllocatorEx *allocator = table->allocator;
+    if (table->slots != NULL) {
+        allocator->free(allocator->ctx, table->slots);
+    }
+    _PyTraceTable_Init(table, allocator);
+}
+
+// Put a trace into the first free slot from its home slot on.
+static void
+insert(_PyTraceTable *table, const _PyTrace *trace)
+{
+    size_t i = home_slot(table, trace->domain, trace->ptr);
+    while (!is_free(&table->slots[i])) {
+        i = next_slot(table, i);
+    }
+    table->slots[i] = *trace;
+}
+
+static int
+resize(_PyTraceTable *table, size_t capacity)
+{
+    assert(table->used + table->reserved <= CAPACITY_LIMIT(capacity));
+    if (capacity > UINT32_MAX) {
+        return -1;
+    }
+    const PyMemAllocatorEx *allocator = table->allocator;
+    _PyTrace *slots = allocator->calloc(allocator->ctx,
+                                        capacity, sizeof(_PyTrace));
+    if (slots == NULL) {
+        return -1;
+    }
+
+    _PyTraceTable old = *table;
+    table->slots = slots;
+    table->capacity = capacity;
+    table->limit = CAPACITY_LIMIT(capacity);
+    for (size_t i = 0; i < old.capacity; i++) {
+        if (!is_free(&old.slots[i])) {
+            insert(table, &old.slots[i]);
+        }
+    }
+    if (old.slots != NULL) {
+        allocator->free(allocator->ctx, old.slots);
+    }
+    return 0;
+}
+
+int
+_PyTraceTable_Reserve(_PyTraceTable *table)
+{
+    if (table->used + table->reserved == table->limit) {
+        size_t capacity = Py_MAX(table->capacity * 2, MIN_CAPACITY);
+        if (resize(table, capacity) < 0) {
+            return -1;
+        }
+    }
+    table->reserved++;
+    return 0;
+}
+
+// Give memory back after a peak.  The table stays at most half as full as it
+// may be, so that the next few traces do not make it grow again.
+static void
+shrink(_PyTraceTable *table)
+{
+    if (table->capacity > MIN_CAPACITY
+        && table->used + table->reserved < table->limit / 8)
+    {
+        // Failing is harmless: the table is only larger than it need be.
+        (void)resize(table, Py_MAX(table->capacity / 4, MIN_CAPACITY));
+    }
+}
+
+void
+_PyTraceTable_Unreserve(_PyTraceTable *table)
+{
+    assert(table->reserved > 0);
+    table->reserved--;
+    shrink(table);
+}
+
+void
+_PyTraceTable_Put(_PyTraceTable *table, const _PyTrace *trace)
+{
+    assert(table->reserved > 0);
+    assert(trace->traceback != _PyTraceback_NONE);
+    assert(_PyTraceTable_Find(table, trace->domain, trace->ptr) == NULL);
+    table->reserved--;
+    table->used++;
+    insert(table, trace);
+}
+
+_PyTrace *
+_PyTraceTable_Find(const _PyTraceTable *table, unsigned int domain,
+                   uintptr_t ptr)
+{
+    if (table->used == 0) {
+        return NULL;
+    }
+    size_t i = home_slot(table, domain, ptr);
+    while (!is_free(&table->slots[i])) {
+        _PyTrace *trace = &table->slots[i];
+        if (trace->ptr == ptr && trace->domain == domain) {
+            return trace;
+        }
+        i = next_slot(table, i);
+    }
+    return NULL;
+}
+
+// Does the probe for an entry whose home is `home` pass over slot `hole` on
+// its way to slot `i`?  Cyclically: home <= hole < i.
+static inline bool
+probe_passes(size_t home, size_t hole, size_t i)
+{
+    if (hole < i) {
+        return home <= hole || home > i;
+    }
+    return home <= hole && home > i;
+}
+
+void
+_PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace)
+{
+    assert(!is_free(trace));
+    size_t hole = (size_t)(trace - table->slots);
+    assert(hole < table->capacity);
+
+    for (size_t i = next_slot(table, hole); ; i = next_slot(table, i)) {
+        const _PyTrace *slot = &table->slots[i];
+        if (is_free(slot)) {
+            break;
+        }
+        if (probe_passes(home_slot(table, slot->domain, slot->ptr), hole, i)) {
+            table->slots[hole] = *slot;
+            hole = i;
+        }
+    }
+    table->slots[hole].traceback = _PyTraceback_NONE;
+    table->used--;
+    shrink(table);
+}
+
+void
+_PyTraceTable_Copy(const _PyTraceTable *table, _PyTrace *out)
+{
+    for (size_t i = 0; i < table->capacity; i++) {
+        if (!is_free(&table->slots[i])) {
+            *out++ = table->slots[i];
+        }
+    }
+}
+
+size_t
+_PyTraceTable_Memory(const _PyTraceTable *table)
+{
+    return table->capacity * sizeof(_PyTrace);
+}
+
+bool
+_PyTraceTable_IsValid(const _PyTraceTable *table)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < table->capacity; i++) {
+        _PyTrace *slot = &table->slots[i];
+        if (is_free(slot)) {
+            continue;
+        }
+        used++;
+        if (_PyTraceTable_Find(table, slot->domain, slot->ptr) != slot) {
+            return false;
+        }
+    }
+    return used == table->used
+           && used + table->reserved <= table->limit
+           && (table->limit < table->capacity || table->capacity == 0);
+}
