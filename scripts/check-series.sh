@@ -53,14 +53,23 @@ fi
 version=$(sed -n 's/^#define PY_VERSION[[:space:]]*"\(.*\)"$/\1/p' "$repo/Include/patchlevel.h")
 step_done "CPython $version"
 
+# apply FILE [OPTION]: git am of one patch; nothing of it is left on failure.
+apply() {
+    g -C "$repo" am --no-3way --keep-non-patch --whitespace=nowarn -q "${@:2}" "$1" >>"$LOG" 2>&1 </dev/null && return
+    g -C "$repo" am --abort >>"$LOG" 2>&1 || :
+    return 1
+}
+
 step "git am of ${#series[@]} patches"
 committer
 failing=0
 for file in "${series[@]}"; do
-    if g -C "$repo" am --no-3way --keep-non-patch --whitespace=nowarn -q "$file" >>"$LOG" 2>&1 </dev/null; then
+    if apply "$file"; then
         if [ "$version" != "$VERSION" ]; then printf '\n      applies: %s' "${file##*/}"; fi
+    elif [ "$version" != "$VERSION" ] && apply "$file" -C0; then
+        # A line next to one of ours is another one there.
+        printf '\n      applies with -C0: %s' "${file##*/}"
     else
-        g -C "$repo" am --abort >>"$LOG" 2>&1 || :
         failing=$((failing + 1))
         if [ "$version" != "$VERSION" ]; then
             printf '\n      does not apply: %s' "${file##*/}"
