@@ -13,13 +13,6 @@
 // As many as _PyTraceback.nframe can count.
 #define MAX_NFRAME UINT16_MAX
 
-#if SIZEOF_VOID_P == 8 && defined(__linux__)
-// See _Py_TRACEMALLOC_PADDING.
-static_assert(offsetof(_PyRuntimeState, ref_tracer)
-              - offsetof(_PyRuntimeState, tracemalloc) == 232,
-              "fields of _PyRuntimeState must stay where they were in 3.13.0");
-#endif
-
 
 /* --- Start and stop ----------------------------------------------------- */
 
@@ -51,8 +44,10 @@ typedef enum {
 } start_result;
 
 static start_result
-start_locked(_PyTraceRuntime *runtime, _PyTraceBooks *books, int max_nframe)
+start_locked(_PyTraceRuntime *runtime, PyInterpreterState *interp,
+             int max_nframe)
 {
+    _PyTraceBooks *books = &interp->tracemalloc;
     if (books->tracing) {
         // Another thread was faster.
         return START_OK;
@@ -65,7 +60,10 @@ start_locked(_PyTraceRuntime *runtime, _PyTraceBooks *books, int max_nframe)
         PyThread_tss_delete(&books->reentrant_key);
         return START_NO_MEMORY;
     }
-    _PyTraceBooks_Open(runtime, books, max_nframe);
+    bool shares_all = (!_Py_IsMainInterpreter(interp)
+                       && _PyInterpreterState_HasFeature(
+                           interp, Py_RTFLAGS_USE_MAIN_OBMALLOC));
+    _PyTraceBooks_Open(runtime, books, max_nframe, shares_all);
     return START_OK;
 }
 
@@ -86,7 +84,7 @@ _PyTraceMalloc_Start(int max_nframe)
     }
     stop_interpreter(interp);
     _PyTraceRuntime_Lock(runtime);
-    start_result res = start_locked(runtime, &interp->tracemalloc, max_nframe);
+    start_result res = start_locked(runtime, interp, max_nframe);
     _PyTraceRuntime_Unlock(runtime);
     resume_interpreter(interp);
 
@@ -156,6 +154,11 @@ _PyTraceMalloc_Fini(PyInterpreterState *interp)
 void
 _PyTraceMalloc_InitRuntime(void)
 {
+#if SIZEOF_VOID_P == 8 && defined(__linux__)
+    // See _Py_TRACEMALLOC_PADDING.
+    Py_BUILD_ASSERT(offsetof(_PyRuntimeState, ref_tracer)
+                    - offsetof(_PyRuntimeState, tracemalloc) == 232);
+#endif
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     _PyTraceRuntime_Lock(runtime);
     assert(runtime->ntracing == 0);
@@ -260,8 +263,12 @@ _PyTraceMalloc_ClearTraces(void)
 size_t
 _PyTraceMalloc_GetMemory(void)
 {
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     _PyTraceBooks *books = current_books();
-    return books->tracing ? _PyTraceBooks_Memory(books) : 0;
+    _PyTraceRuntime_Lock(runtime);
+    size_t size = books->tracing ? _PyTraceBooks_Memory(runtime, books) : 0;
+    _PyTraceRuntime_Unlock(runtime);
+    return size;
 }
 
 int
@@ -328,8 +335,9 @@ PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size)
     if (books->tracing) {
         _PyTraceTaken taken;
         _PyTraceRuntime_TakeFromOthers(runtime, books, domain, ptr, &taken);
-        res = _PyTraceBooks_Record(runtime, books, tstate, domain, ptr, size);
-        _PyTraceRuntime_Settle(runtime, &taken, res < 0);
+        res = _PyTraceBooks_Record(runtime, books, tstate,
+                                   domain, ptr, size, true);
+        _PyTraceRuntime_Settle(runtime, books, &taken, res < 0);
     }
     _PyTraceRuntime_Unlock(runtime);
     return res;
@@ -350,7 +358,7 @@ PyTraceMalloc_Untrack(unsigned int domain, uintptr_t ptr)
         _PyTraceTaken taken;
         _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
         _PyTraceRuntime_Take(runtime, books, domain, ptr, &taken);
-        _PyTraceRuntime_Settle(runtime, &taken, false);
+        _PyTraceRuntime_Settle(runtime, books, &taken, false);
         res = 0;
     }
     _PyTraceRuntime_Unlock(runtime);
@@ -422,7 +430,7 @@ dump_from_books(int fd, _PyTraceBooks *books, uintptr_t ptr)
     if (!try_lock(&books->mutex)) {
         return false;
     }
-    const _PyTrace *trace = _PyTraceTable_Find(&books->traces, 0, ptr);
+    const _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr);
     bool found = trace != NULL;
     if (found) {
         dump_traceback(fd, &books->intern, trace->traceback);

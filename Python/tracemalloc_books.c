@@ -6,10 +6,13 @@
 //   books->traced_memory   == sum of the sizes of the traces in the books
 //   runtime->traced_memory == sum of traced_memory over all open books
 //
+// and the directory has an entry for each shared trace of each open books.
+//
 // Every change of a size goes through add_size() or remove_size(), under the
 // locks of both sides.
 
 #include "Python.h"
+#include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc.h"   // _PyTraceBooks
 
 
@@ -63,12 +66,56 @@ remove_size(_PyTraceRuntime *runtime, _PyTraceBooks *books, size_t size)
 }
 
 
+/* --- Directory ---------------------------------------------------------- */
+
+// The books whose shared trace a block has, or NULL.
+static _PyTraceBooks *
+directory_find(_PyTraceRuntime *runtime, unsigned int domain, uintptr_t ptr)
+{
+    const _PyTrace *entry = _PyTraceTable_Find(&runtime->directory,
+                                               domain, ptr);
+    return entry == NULL ? NULL : (_PyTraceBooks *)(uintptr_t)entry->size;
+}
+
+// Use up a reservation.
+static void
+directory_put(_PyTraceRuntime *runtime, _PyTraceBooks *books,
+              unsigned int domain, uintptr_t ptr)
+{
+    _PyTrace entry = {
+        .ptr = ptr,
+        .size = (size_t)(uintptr_t)books,
+        .traceback = _PyTraceback_UNKNOWN,
+        .domain = domain,
+    };
+    _PyTraceTable_Put(&runtime->directory, &entry);
+}
+
+static void
+directory_remove(_PyTraceRuntime *runtime, unsigned int domain, uintptr_t ptr)
+{
+    _PyTrace *entry = _PyTraceTable_Find(&runtime->directory, domain, ptr);
+    assert(entry != NULL);
+    _PyTraceTable_Remove(&runtime->directory, entry);
+}
+
+static void
+directory_remove_all(_PyTraceRuntime *runtime, const _PyTraceTable *shared)
+{
+    const _PyTrace *trace = NULL;
+    while ((trace = _PyTraceTable_Next(shared, trace)) != NULL) {
+        directory_remove(runtime, trace->domain, trace->ptr);
+    }
+}
+
+
 /* --- Open, close, clear ------------------------------------------------- */
 
 static void
 init_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books)
 {
     _PyTraceTable_Init(&books->traces, &runtime->below->raw);
+    _PyTraceTable_Init(&books->shared, &runtime->below->raw);
     _PyTraceIntern_Init(&books->intern, &runtime->below->raw);
     books->epoch = ++runtime->epoch;
 }
@@ -78,7 +125,9 @@ static void
 take_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books,
               _PyTraceContents *contents)
 {
+    directory_remove_all(runtime, &books->shared);
     contents->traces = books->traces;
+    contents->shared = books->shared;
     contents->intern = books->intern;
     remove_size(runtime, books, books->traced_memory);
     init_contents(runtime, books);
@@ -88,18 +137,23 @@ void
 _PyTraceContents_Free(_PyTraceContents *contents)
 {
     _PyTraceTable_Clear(&contents->traces);
+    _PyTraceTable_Clear(&contents->shared);
     _PyTraceIntern_Clear(&contents->intern);
 }
 
 void
 _PyTraceBooks_Open(_PyTraceRuntime *runtime, _PyTraceBooks *books,
-                   int max_nframe)
+                   int max_nframe, bool shares_all)
 {
     assert(!books->tracing);
+    if (runtime->directory.allocator == NULL) {
+        _PyTraceTable_Init(&runtime->directory, &runtime->below->raw);
+    }
     lock_books(books);
     assert(books->traced_memory == 0);
     init_contents(runtime, books);
     books->max_nframe = max_nframe;
+    books->shares_all = shares_all;
     books->tracing = 1;
     unlock_books(books);
 
@@ -136,6 +190,12 @@ _PyTraceBooks_Close(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     if (runtime->ntracing == 0) {
         assert(runtime->traced_memory == 0);
         runtime->peak_traced_memory = 0;
+        assert(runtime->directory.used == 0);
+        if (runtime->directory.reserved == 0) {
+            _PyTraceTable_Clear(&runtime->directory);
+            runtime->directory.allocator = NULL;
+        }
+        // else: a thread is about to return its reservation.
     }
 }
 
@@ -153,21 +213,47 @@ _PyTraceBooks_Clear(_PyTraceRuntime *runtime, _PyTraceBooks *books,
 
 /* --- Record, take, put back --------------------------------------------- */
 
+_PyTrace *
+_PyTraceBooks_Find(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr)
+{
+    _PyTrace *trace = _PyTraceTable_Find(&books->traces, domain, ptr);
+    if (trace == NULL) {
+        trace = _PyTraceTable_Find(&books->shared, domain, ptr);
+    }
+    return trace;
+}
+
+static int
+add_trace(_PyTraceRuntime *runtime, _PyTraceBooks *books,
+          const _PyTrace *trace, bool shared)
+{
+    _PyTraceTable *table = shared ? &books->shared : &books->traces;
+    if (_PyTraceTable_Reserve(table) < 0) {
+        return -1;
+    }
+    if (shared) {
+        if (_PyTraceTable_Reserve(&runtime->directory) < 0) {
+            _PyTraceTable_Unreserve(table);
+            return -1;
+        }
+        directory_put(runtime, books, trace->domain, trace->ptr);
+    }
+    _PyTraceTable_Put(table, trace);
+    return 0;
+}
+
 // Give a block the trace it shall have, old or new.
 static int
-store(_PyTraceRuntime *runtime, _PyTraceBooks *books, const _PyTrace *trace)
+store(_PyTraceRuntime *runtime, _PyTraceBooks *books, const _PyTrace *trace,
+      bool shared)
 {
-    _PyTrace *old = _PyTraceTable_Find(&books->traces,
-                                       trace->domain, trace->ptr);
+    _PyTrace *old = _PyTraceBooks_Find(books, trace->domain, trace->ptr);
     if (old != NULL) {
         remove_size(runtime, books, old->size);
         *old = *trace;
     }
-    else {
-        if (_PyTraceTable_Reserve(&books->traces) < 0) {
-            return -1;
-        }
-        _PyTraceTable_Put(&books->traces, trace);
+    else if (add_trace(runtime, books, trace, shared) < 0) {
+        return -1;
     }
     add_size(runtime, books, trace->size);
     return 0;
@@ -175,8 +261,8 @@ store(_PyTraceRuntime *runtime, _PyTraceBooks *books, const _PyTrace *trace)
 
 int
 _PyTraceBooks_Record(_PyTraceRuntime *runtime, _PyTraceBooks *books,
-                     PyThreadState *tstate,
-                     unsigned int domain, uintptr_t ptr, size_t size)
+                     PyThreadState *tstate, unsigned int domain,
+                     uintptr_t ptr, size_t size, bool shared)
 {
     assert(books->tracing);
     _PyTrace trace = {.ptr = ptr, .size = size, .domain = domain};
@@ -185,7 +271,7 @@ _PyTraceBooks_Record(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     int res = _PyTraceCapture_Traceback(&books->intern, tstate,
                                         books->max_nframe, &trace.traceback);
     if (res == 0) {
-        res = store(runtime, books, &trace);
+        res = store(runtime, books, &trace, shared || books->shares_all);
     }
     unlock_books(books);
     return res;
@@ -197,7 +283,7 @@ _PyTraceBooks_Reattribute(_PyTraceBooks *books, PyThreadState *tstate,
 {
     assert(books->tracing);
     lock_books(books);
-    _PyTrace *trace = _PyTraceTable_Find(&books->traces, 0, ptr);
+    _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr);
     bool found = trace != NULL;
     if (found) {
         _PyTraceback_Id id;
@@ -211,39 +297,58 @@ _PyTraceBooks_Reattribute(_PyTraceBooks *books, PyThreadState *tstate,
     return found;
 }
 
+// Remove a trace and reserve the room that it had.
+static void
+remove_keeping_room(_PyTraceTable *table, _PyTrace *trace)
+{
+    _PyTraceTable_Remove(table, trace);
+    int res = _PyTraceTable_Reserve(table);
+    (void)res;
+    assert(res == 0);
+}
+
 static bool
 take(_PyTraceRuntime *runtime, _PyTraceBooks *books,
      unsigned int domain, uintptr_t ptr, _PyTraceTaken *taken)
 {
     lock_books(books);
-    _PyTrace *trace = _PyTraceTable_Find(&books->traces, domain, ptr);
+    _PyTraceTable *table = &books->traces;
+    _PyTrace *trace = _PyTraceTable_Find(table, domain, ptr);
+    if (trace == NULL) {
+        table = &books->shared;
+        trace = _PyTraceTable_Find(table, domain, ptr);
+    }
     bool found = trace != NULL;
     if (found) {
         taken->epoch = books->epoch;
+        taken->shared = table == &books->shared;
         taken->trace = *trace;
-        _PyTraceTable_Remove(&books->traces, trace);
-        // There is room: that of the trace just removed.
-        int res = _PyTraceTable_Reserve(&books->traces);
-        (void)res;
-        assert(res == 0);
+        remove_keeping_room(table, trace);
+        if (taken->shared) {
+            remove_keeping_room(
+                &runtime->directory,
+                _PyTraceTable_Find(&runtime->directory, domain, ptr));
+        }
         remove_size(runtime, books, taken->trace.size);
     }
     unlock_books(books);
     return found;
 }
 
+// Blocks that are not shared belong to the main interpreter, if the caller may
+// free them at all.
 void
 _PyTraceRuntime_TakeFromOthers(_PyTraceRuntime *runtime, _PyTraceBooks *books,
                                unsigned int domain, uintptr_t ptr,
                                _PyTraceTaken *taken)
 {
     taken->epoch = 0;
-    for (_PyTraceBooks *other = runtime->tracing; other != NULL;
-         other = other->next)
-    {
-        if (other != books && take(runtime, other, domain, ptr, taken)) {
-            return;
-        }
+    _PyTraceBooks *owner = directory_find(runtime, domain, ptr);
+    if (owner == NULL) {
+        owner = &_PyRuntime._main_interpreter.tracemalloc;
+    }
+    if (owner != books && owner->tracing) {
+        (void)take(runtime, owner, domain, ptr, taken);
     }
 }
 
@@ -256,32 +361,45 @@ _PyTraceRuntime_Take(_PyTraceRuntime *runtime, _PyTraceBooks *first,
     }
 }
 
+// The books that a trace was taken from, or NULL if they were closed or
+// cleared meanwhile.  Their epoch tells, for the books themselves may be gone.
+static _PyTraceBooks *
+find_books(_PyTraceRuntime *runtime, _PyTraceBooks *first, uint64_t epoch)
+{
+    if (first->tracing && first->epoch == epoch) {
+        return first;
+    }
+    _PyTraceBooks *books = runtime->tracing;
+    while (books != NULL && books->epoch != epoch) {
+        books = books->next;
+    }
+    return books;
+}
+
 void
-_PyTraceRuntime_Settle(_PyTraceRuntime *runtime, const _PyTraceTaken *taken,
-                       bool put_back)
+_PyTraceRuntime_Settle(_PyTraceRuntime *runtime, _PyTraceBooks *first,
+                       const _PyTraceTaken *taken, bool put_back)
 {
     if (taken->epoch == 0) {
         return;
     }
-    // Not to be found if the books were closed or cleared meanwhile.
-    _PyTraceBooks *books = runtime->tracing;
-    while (books != NULL && books->epoch != taken->epoch) {
-        books = books->next;
+    if (taken->shared) {
+        _PyTraceTable_Unreserve(&runtime->directory);
     }
+    _PyTraceBooks *books = find_books(runtime, first, taken->epoch);
     if (books == NULL) {
         return;
     }
     lock_books(books);
+    _PyTraceTable_Unreserve(taken->shared ? &books->shared : &books->traces);
     // Somebody may have tracked the block in the meantime.
     if (put_back
-        && _PyTraceTable_Find(&books->traces, taken->trace.domain,
+        && _PyTraceBooks_Find(books, taken->trace.domain,
                               taken->trace.ptr) == NULL)
     {
-        _PyTraceTable_Put(&books->traces, &taken->trace);
-        add_size(runtime, books, taken->trace.size);
-    }
-    else {
-        _PyTraceTable_Unreserve(&books->traces);
+        int res = store(runtime, books, &taken->trace, taken->shared);
+        (void)res;
+        assert(res == 0);
     }
     unlock_books(books);
 }
@@ -324,23 +442,25 @@ alloc_traces(_PyTraceSnapshot *snapshot, size_t ntraces)
 static int
 copy_all(const _PyTraceBooks *books, _PyTraceSnapshot *snapshot)
 {
-    if (books->traces.used == 0) {
+    size_t ntraces = books->traces.used + books->shared.used;
+    if (ntraces == 0) {
         return 0;
     }
-    if (alloc_traces(snapshot, books->traces.used) < 0
+    if (alloc_traces(snapshot, ntraces) < 0
         || _PyTraceIntern_Copy(&books->intern, &snapshot->intern) < 0)
     {
         return -1;
     }
     _PyTraceTable_Copy(&books->traces, snapshot->traces);
+    _PyTraceTable_Copy(&books->shared, snapshot->traces + books->traces.used);
     return 0;
 }
 
 static int
-copy_one(const _PyTraceBooks *books, unsigned int domain, uintptr_t ptr,
+copy_one(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr,
          _PyTraceSnapshot *snapshot)
 {
-    const _PyTrace *trace = _PyTraceTable_Find(&books->traces, domain, ptr);
+    const _PyTrace *trace = _PyTraceBooks_Find(books, domain, ptr);
     if (trace == NULL) {
         return 0;
     }
@@ -382,12 +502,25 @@ _PyTraceBooks_SnapshotBlock(_PyTraceBooks *books, unsigned int domain,
     return res;
 }
 
+// The directory's memory is divided by the number of entries.
+static size_t
+directory_memory(const _PyTraceRuntime *runtime, const _PyTraceBooks *books)
+{
+    if (books->shared.used == 0) {
+        return 0;
+    }
+    double part = (double)books->shared.used / runtime->directory.used;
+    return (size_t)(part * _PyTraceTable_Memory(&runtime->directory));
+}
+
 size_t
-_PyTraceBooks_Memory(_PyTraceBooks *books)
+_PyTraceBooks_Memory(_PyTraceRuntime *runtime, _PyTraceBooks *books)
 {
     lock_books(books);
     size_t size = _PyTraceTable_Memory(&books->traces)
-                  + _PyTraceIntern_Memory(&books->intern);
+                  + _PyTraceTable_Memory(&books->shared)
+                  + _PyTraceIntern_Memory(&books->intern)
+                  + directory_memory(runtime, books);
     unlock_books(books);
     return size;
 }

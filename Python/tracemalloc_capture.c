@@ -63,14 +63,25 @@ intern_filename(_PyTraceIntern *intern, PyObject *filename, uint32_t *id)
     return _PyTraceIntern_Filename(intern, &name, text, id);
 }
 
+// The filename of the last frame: mostly that of the next one, too.  Saves to
+// look up the same text again; borrowed while its frame is on the stack.
+typedef struct {
+    PyObject *filename;
+    uint32_t id;
+} last_filename;
+
 static int
-add_frame(_PyTraceIntern *intern, _PyInterpreterFrame *frame)
+add_frame(_PyTraceIntern *intern, _PyInterpreterFrame *frame,
+          last_filename *last)
 {
-    _PyTraceFrame item = {.lineno = frame_lineno(frame)};
     PyObject *filename = _PyFrame_GetCode(frame)->co_filename;
-    if (intern_filename(intern, filename, &item.filename) < 0) {
-        return -1;
+    if (filename != last->filename) {
+        if (intern_filename(intern, filename, &last->id) < 0) {
+            return -1;
+        }
+        last->filename = filename;
     }
+    _PyTraceFrame item = {last->id, frame_lineno(frame)};
     return _PyTraceIntern_AddFrame(intern, item);
 }
 
@@ -80,6 +91,7 @@ _PyTraceCapture_Traceback(_PyTraceIntern *intern, PyThreadState *tstate,
 {
     size_t nframe = 0;
     size_t limit = (size_t)max_nframe;
+    last_filename last = {NULL, 0};
 
     _PyTraceIntern_BeginTraceback(intern);
     _PyInterpreterFrame *frame = NULL;
@@ -87,7 +99,7 @@ _PyTraceCapture_Traceback(_PyTraceIntern *intern, PyThreadState *tstate,
         frame = _PyThreadState_GetFrame(tstate);
     }
     while (frame != NULL) {
-        if (nframe < limit && add_frame(intern, frame) < 0) {
+        if (nframe < limit && add_frame(intern, frame, &last) < 0) {
             return -1;
         }
         nframe++;

@@ -147,7 +147,8 @@ below(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
 
 // Record a block for the calling thread, and end what enter() began.
 static int
-record_and_leave(_PyTraceRuntime *runtime, void *ptr, size_t size)
+record_and_leave(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain,
+                 void *ptr, size_t size)
 {
     int res = 0;
     PyThreadState *tstate;
@@ -155,7 +156,8 @@ record_and_leave(_PyTraceRuntime *runtime, void *ptr, size_t size)
     _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
     if (ptr != NULL && books->tracing) {
         res = _PyTraceBooks_Record(runtime, books, tstate,
-                                   0, (uintptr_t)ptr, size);
+                                   0, (uintptr_t)ptr, size,
+                                   domain == PYMEM_DOMAIN_RAW);
     }
     end_tracing(books);
     _PyTraceRuntime_Unlock(runtime);
@@ -175,7 +177,9 @@ hook_alloc(PyMemAllocatorDomain domain, bool zeroed,
     }
     void *ptr = zeroed ? alloc->calloc(alloc->ctx, nelem, elsize)
                        : alloc->malloc(alloc->ctx, nelem * elsize);
-    if (traced && record_and_leave(runtime, ptr, nelem * elsize) < 0) {
+    if (traced
+        && record_and_leave(runtime, domain, ptr, nelem * elsize) < 0)
+    {
         alloc->free(alloc->ctx, ptr);
         return NULL;
     }
@@ -194,7 +198,7 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
         _PyTraceRuntime_Lock(runtime);
         _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
         _PyTraceRuntime_Take(runtime, books, 0, (uintptr_t)ptr, &taken);
-        _PyTraceRuntime_Settle(runtime, &taken, false);
+        _PyTraceRuntime_Settle(runtime, books, &taken, false);
         _PyTraceRuntime_Unlock(runtime);
     }
     alloc->free(alloc->ctx, ptr);
@@ -204,20 +208,22 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
 // the same books as before always has one again, for its room was kept and
 // "<unknown>" needs no memory; one that had none may be left without.
 static void
-finish_realloc(_PyTraceRuntime *runtime, const _PyTraceTaken *taken,
-               void *ptr, size_t size, bool traced)
+finish_realloc(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain,
+               const _PyTraceTaken *taken, void *ptr, size_t size,
+               bool traced)
 {
+    bool shared = domain == PYMEM_DOMAIN_RAW;
     PyThreadState *tstate;
     _PyTraceRuntime_Lock(runtime);
-    _PyTraceRuntime_Settle(runtime, taken, ptr == NULL);
+    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+    _PyTraceRuntime_Settle(runtime, books, taken, ptr == NULL);
     if (traced) {
-        _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
         if (ptr != NULL && books->tracing
             && _PyTraceBooks_Record(runtime, books, tstate,
-                                    0, (uintptr_t)ptr, size) < 0)
+                                    0, (uintptr_t)ptr, size, shared) < 0)
         {
             (void)_PyTraceBooks_Record(runtime, books, NULL,
-                                       0, (uintptr_t)ptr, size);
+                                       0, (uintptr_t)ptr, size, shared);
         }
         end_tracing(books);
     }
@@ -240,7 +246,7 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
             return NULL;
         }
         ptr = alloc->realloc(alloc->ctx, NULL, size);
-        if (traced && record_and_leave(runtime, ptr, size) < 0) {
+        if (traced && record_and_leave(runtime, domain, ptr, size) < 0) {
             alloc->free(alloc->ctx, ptr);
             return NULL;
         }
@@ -255,7 +261,7 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
     _PyTraceRuntime_Unlock(runtime);
 
     void *ptr2 = alloc->realloc(alloc->ctx, ptr, size);
-    finish_realloc(runtime, &taken, ptr2, size, traced > 0);
+    finish_realloc(runtime, domain, &taken, ptr2, size, traced > 0);
     return ptr2;
 }
 
@@ -322,8 +328,8 @@ reattribute_foreign(_PyTraceRuntime *runtime, PyThreadState *tstate,
     _PyTraceRuntime_TakeFromOthers(runtime, books, 0, ptr, &taken);
     if (taken.epoch != 0) {
         int res = _PyTraceBooks_Record(runtime, books, tstate,
-                                       0, ptr, taken.trace.size);
-        _PyTraceRuntime_Settle(runtime, &taken, res < 0);
+                                       0, ptr, taken.trace.size, false);
+        _PyTraceRuntime_Settle(runtime, books, &taken, res < 0);
     }
     _PyTraceRuntime_Unlock(runtime);
 }

@@ -198,13 +198,23 @@ _PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace)
     shrink(table);
 }
 
+const _PyTrace *
+_PyTraceTable_Next(const _PyTraceTable *table, const _PyTrace *trace)
+{
+    const _PyTrace *end = table->slots + table->capacity;
+    trace = trace == NULL ? table->slots : trace + 1;
+    while (trace < end && is_free(trace)) {
+        trace++;
+    }
+    return trace < end ? trace : NULL;
+}
+
 void
 _PyTraceTable_Copy(const _PyTraceTable *table, _PyTrace *out)
 {
-    for (size_t i = 0; i < table->capacity; i++) {
-        if (!is_free(&table->slots[i])) {
-            *out++ = table->slots[i];
-        }
+    const _PyTrace *trace = NULL;
+    while ((trace = _PyTraceTable_Next(table, trace)) != NULL) {
+        *out++ = *trace;
     }
 }
 

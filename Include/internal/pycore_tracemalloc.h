@@ -71,7 +71,7 @@ struct _tracemalloc_allocators {
 
 // Makes _tracemalloc_runtime_state as large as it was in 3.13.0, where that
 // was measured: on 64-bit Linux.
-#define _Py_TRACEMALLOC_PADDING 22
+#define _Py_TRACEMALLOC_PADDING 16
 
 // Process-wide.  Guarded by `mutex` unless noted.
 struct _tracemalloc_runtime_state {
@@ -95,6 +95,11 @@ struct _tracemalloc_runtime_state {
     // The newest of the allocator records.  Written under the mutex, with
     // release order; read without it, with acquire order.
     struct _tracemalloc_allocators *below;
+
+    // Whose shared traces are whose: the `size` of an entry is the address of
+    // the books.  Lets a free find the owner in one look, however many
+    // interpreters trace.
+    _PyTraceTable directory;
 
     // Sum of the sizes of all traces of all interpreters, in bytes, and the
     // largest value that it has had since the first of them began to trace.
@@ -134,14 +139,26 @@ struct _tracemalloc_interp_state {
     // Next in _PyRuntime.tracemalloc.tracing; guarded by the runtime's mutex.
     struct _tracemalloc_interp_state *next;
 
+    // May any block of this interpreter be freed by another one?  So it is
+    // with a subinterpreter that uses the main one's object allocator.
+    // Written and read like `tracing`.
+    bool shares_all;
+
     // Changes whenever traceback ids lose their meaning.  Unique over all
     // interpreters.
     uint64_t epoch;
 
-    // Sum of the sizes in `traces`, in bytes.
+    // Sum of the sizes in both tables, in bytes.
     size_t traced_memory;
 
+    // Blocks that are freed by this interpreter, or by one that uses its
+    // object allocator: those of the "mem" and "object" domains.
     _PyTraceTable traces;
+
+    // Blocks that anybody may free: those of the "raw" domain, and what is
+    // given to PyTraceMalloc_Track().  They are in the directory, too.
+    _PyTraceTable shared;
+
     _PyTraceIntern intern;
 };
 
@@ -172,12 +189,14 @@ typedef struct _tracemalloc_interp_state _PyTraceBooks;
 // What _PyTraceBooks_Open() sets up and _Close() takes away.
 typedef struct {
     _PyTraceTable traces;
+    _PyTraceTable shared;
     _PyTraceIntern intern;
 } _PyTraceContents;
 
 // A trace taken out of the books, to be put back or dropped.
 typedef struct {
     uint64_t epoch;               // of the books that it is from; 0: none
+    bool shared;                  // from which of their tables
     _PyTrace trace;
 } _PyTraceTaken;
 
@@ -206,7 +225,8 @@ extern void _PyTraceRuntime_Unlock(_PyTraceRuntime *runtime);
 // Begin and end to trace.  What was in the books on closing is moved to
 // `contents`, to be freed by _PyTraceContents_Free() outside the locks.
 extern void _PyTraceBooks_Open(
-    _PyTraceRuntime *runtime, _PyTraceBooks *books, int max_nframe);
+    _PyTraceRuntime *runtime, _PyTraceBooks *books, int max_nframe,
+    bool shares_all);
 extern void _PyTraceBooks_Close(
     _PyTraceRuntime *runtime, _PyTraceBooks *books,
     _PyTraceContents *contents);
@@ -219,10 +239,15 @@ extern void _PyTraceBooks_Clear(
 
 // Record a block with the traceback of the calling thread (see
 // _PyTraceCapture_Traceback()), in place of a trace that the books may have
-// at its address.  -1 if there is no memory; nothing has changed then.
+// at its address.  `shared` if anybody may free it.  -1 if there is no memory;
+// nothing has changed then.
 extern int _PyTraceBooks_Record(
     _PyTraceRuntime *runtime, _PyTraceBooks *books, PyThreadState *tstate,
-    unsigned int domain, uintptr_t ptr, size_t size);
+    unsigned int domain, uintptr_t ptr, size_t size, bool shared);
+
+// The trace of a block or NULL, with the books locked.
+extern _PyTrace *_PyTraceBooks_Find(
+    _PyTraceBooks *books, unsigned int domain, uintptr_t ptr);
 
 // Give the trace of a block in domain 0, if there is one, the traceback of
 // the calling thread; false if there is none.  Without memory for it the trace
@@ -232,7 +257,8 @@ extern bool _PyTraceBooks_Reattribute(
     _PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr);
 
 // Take out the trace of a block, whosever it is; `first` is the most likely
-// owner.  Its room is kept until _PyTraceRuntime_Settle().
+// owner.  What that costs does not depend on the number of interpreters.  The
+// room of the trace is kept until _PyTraceRuntime_Settle().
 extern void _PyTraceRuntime_Take(
     _PyTraceRuntime *runtime, _PyTraceBooks *first,
     unsigned int domain, uintptr_t ptr, _PyTraceTaken *taken);
@@ -243,9 +269,11 @@ extern void _PyTraceRuntime_TakeFromOthers(
     unsigned int domain, uintptr_t ptr, _PyTraceTaken *taken);
 
 // Put the trace back, or drop it for good.  Neither can fail; nothing happens
-// if its books were cleared or closed in between.
+// if its books were cleared or closed in between.  `first` are the books that
+// it is most likely from.
 extern void _PyTraceRuntime_Settle(
-    _PyTraceRuntime *runtime, const _PyTraceTaken *taken, bool put_back);
+    _PyTraceRuntime *runtime, _PyTraceBooks *first,
+    const _PyTraceTaken *taken, bool put_back);
 
 // Copy the books, which must be open.  -1 if there is no memory; nothing is
 // left in `snapshot` then.
@@ -260,7 +288,9 @@ extern int _PyTraceBooks_SnapshotBlock(
 // Needs no lock.
 extern void _PyTraceSnapshot_Free(_PyTraceSnapshot *snapshot);
 
-extern size_t _PyTraceBooks_Memory(_PyTraceBooks *books);
+// Bytes of memory held, with this interpreter's part of the directory.
+extern size_t _PyTraceBooks_Memory(
+    _PyTraceRuntime *runtime, _PyTraceBooks *books);
 
 
 /* --- Hooks -------------------------------------------------------------- */

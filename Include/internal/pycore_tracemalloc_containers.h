@@ -70,6 +70,11 @@ PyAPI_FUNC(_PyTrace *) _PyTraceTable_Find(
 // Remove a trace that _PyTraceTable_Find() has returned.
 PyAPI_FUNC(void) _PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace);
 
+// Walk all traces: the next one, or the first after NULL; NULL after the last.
+// The table must not change meanwhile.
+PyAPI_FUNC(const _PyTrace *) _PyTraceTable_Next(
+    const _PyTraceTable *table, const _PyTrace *trace);
+
 // Write all traces, in no particular order, to an array of `used` elements.
 PyAPI_FUNC(void) _PyTraceTable_Copy(const _PyTraceTable *table, _PyTrace *out);
 
