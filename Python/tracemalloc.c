@@ -424,13 +424,20 @@ dump_traceback(int fd, const _PyTraceIntern *intern, _PyTraceback_Id id)
     PUTS(fd, "\n");
 }
 
+// `taken` is a trace that this thread has taken out, or NULL.
 static bool
-dump_from_books(int fd, _PyTraceBooks *books, uintptr_t ptr)
+dump_from_books(int fd, _PyTraceBooks *books, const _PyTraceTaken *taken,
+                uintptr_t ptr)
 {
     if (!try_lock(&books->mutex)) {
         return false;
     }
     const _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr);
+    if (trace == NULL && taken != NULL && taken->epoch == books->epoch
+        && taken->trace.ptr == ptr)
+    {
+        trace = &taken->trace;
+    }
     bool found = trace != NULL;
     if (found) {
         dump_traceback(fd, &books->intern, trace->traceback);
@@ -449,11 +456,13 @@ _PyMem_DumpTraceback(int fd, const void *ptr)
             return;
         }
         PyThreadState *tstate;
-        tracing = _PyTraceHooks_CallerBooks(runtime, &tstate)->tracing;
-        for (_PyTraceBooks *books = runtime->tracing; books != NULL && !found;
+        _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+        const _PyTraceTaken *taken = _PyTraceHooks_GetTaken(books);
+        tracing = books->tracing;
+        for (books = runtime->tracing; books != NULL && !found;
              books = books->next)
         {
-            found = dump_from_books(fd, books, (uintptr_t)ptr);
+            found = dump_from_books(fd, books, taken, (uintptr_t)ptr);
         }
         PyMutex_Unlock(&runtime->mutex);
     }

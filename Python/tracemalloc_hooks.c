@@ -70,10 +70,9 @@ get_reentrant(_PyTraceBooks *books)
 }
 
 static inline int
-set_reentrant(_PyTraceBooks *books, bool reentrant)
+set_mark(_PyTraceBooks *books, void *mark)
 {
-    return PyThread_tss_set(&books->reentrant_key,
-                            reentrant ? REENTRANT : NULL);
+    return PyThread_tss_set(&books->reentrant_key, mark);
 }
 
 // Is a call to be traced, and if so, keep those that it makes from it.
@@ -87,7 +86,7 @@ begin_tracing(_PyTraceBooks *books)
     if (!books->tracing || get_reentrant(books)) {
         return 0;
     }
-    return set_reentrant(books, true) == 0 ? 1 : -1;
+    return set_mark(books, REENTRANT) == 0 ? 1 : -1;
 }
 
 // The same rules as for begin_tracing().  If tracing was stopped, or even
@@ -97,8 +96,43 @@ end_tracing(_PyTraceBooks *books)
 {
     if (PyThread_tss_is_created(&books->reentrant_key)) {
         // Cannot fail: only a first value may need memory.
-        (void)set_reentrant(books, false);
+        (void)set_mark(books, NULL);
     }
+}
+
+// A trace that is out of the books while its block is freed or reallocated, in
+// the place of the mark: if the block turns out to be corrupted, the error
+// report tells where it was allocated.  The same rules as for begin_tracing().
+
+static bool
+show_taken(_PyTraceBooks *books, _PyTraceTaken *taken)
+{
+    return books->tracing && taken->epoch != 0
+           && set_mark(books, taken) == 0;
+}
+
+const _PyTraceTaken *
+_PyTraceHooks_GetTaken(_PyTraceBooks *books)
+{
+    if (!PyThread_tss_is_created(&books->reentrant_key)) {
+        return NULL;
+    }
+    void *mark = PyThread_tss_get(&books->reentrant_key);
+    return mark == REENTRANT ? NULL : mark;
+}
+
+// end_tracing() for the calling thread.
+static void
+leave(_PyTraceRuntime *runtime)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate != NULL) {
+        end_tracing(&tstate->interp->tracemalloc);
+        return;
+    }
+    _PyTraceRuntime_Lock(runtime);
+    end_tracing(_PyTraceHooks_CallerBooks(runtime, &tstate));
+    _PyTraceRuntime_Unlock(runtime);
 }
 
 // begin_tracing() for the calling thread.
@@ -123,7 +157,7 @@ _PyTraceHooks_SetReentrant(_PyTraceBooks *books, bool reentrant)
     }
     bool previous = get_reentrant(books);
     if (previous != reentrant) {
-        (void)set_reentrant(books, reentrant);
+        (void)set_mark(books, reentrant ? REENTRANT : NULL);
     }
     return previous;
 }
@@ -192,16 +226,24 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     const PyMemAllocatorEx *alloc = below(runtime, domain);
 
-    if (ptr != NULL && !_PyTraceRuntime_IsIdle(runtime)) {
-        PyThreadState *tstate;
-        _PyTraceTaken taken;
-        _PyTraceRuntime_Lock(runtime);
-        _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
-        _PyTraceRuntime_Take(runtime, books, 0, (uintptr_t)ptr, &taken);
-        _PyTraceRuntime_Settle(runtime, books, &taken, false);
-        _PyTraceRuntime_Unlock(runtime);
+    if (ptr == NULL || _PyTraceRuntime_IsIdle(runtime)) {
+        alloc->free(alloc->ctx, ptr);
+        return;
     }
+    PyThreadState *tstate;
+    _PyTraceTaken taken;
+    _PyTraceRuntime_Lock(runtime);
+    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
+    _PyTraceRuntime_Take(runtime, books, 0, (uintptr_t)ptr, &taken);
+    _PyTraceRuntime_Settle(runtime, books, &taken, false);
+    bool shown = (books->tracing && !get_reentrant(books)
+                  && show_taken(books, &taken));
+    _PyTraceRuntime_Unlock(runtime);
+
     alloc->free(alloc->ctx, ptr);
+    if (shown) {
+        leave(runtime);
+    }
 }
 
 // Reallocating never fails because of tracing.  A block that had a trace in
@@ -258,6 +300,9 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
     _PyTraceRuntime_Lock(runtime);
     _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
     _PyTraceRuntime_Take(runtime, books, 0, (uintptr_t)ptr, &taken);
+    if (traced > 0) {
+        (void)show_taken(books, &taken);
+    }
     _PyTraceRuntime_Unlock(runtime);
 
     void *ptr2 = alloc->realloc(alloc->ctx, ptr, size);

@@ -132,8 +132,9 @@ struct _tracemalloc_interp_state {
     int max_nframe;
 
     // Set for a thread that is inside a hook, or must not be traced for
-    // another reason.  Created and deleted like `tracing` is written; its
-    // value belongs to the thread itself.
+    // another reason: to a constant, or to the trace of a block that the
+    // thread is giving back.  Created and deleted like `tracing` is written;
+    // its value belongs to the thread itself.
     Py_tss_t reentrant_key;
 
     // Next in _PyRuntime.tracemalloc.tracing; guarded by the runtime's mutex.
@@ -303,6 +304,10 @@ extern void _PyTraceHooks_Remove(_PyTraceRuntime *runtime);
 // Keep the calling thread, which is attached, from being traced (true), or
 // trace it again.  Returns the previous setting.
 extern bool _PyTraceHooks_SetReentrant(_PyTraceBooks *books, bool reentrant);
+
+// The trace that the calling thread has taken from some books because it is
+// freeing or reallocating the block, or NULL.  With the runtime locked.
+extern const _PyTraceTaken *_PyTraceHooks_GetTaken(_PyTraceBooks *books);
 
 // The books of the calling thread: those of its thread state's interpreter,
 // or of the main one if it has none.  *tstate is set to that thread state or

@@ -13,6 +13,7 @@ import unittest
 
 from test import support
 from test.support import import_helper
+from test.support import script_helper
 from test.support import threading_helper
 from test.test_embed import EmbeddingTestsMixin
 
@@ -1058,7 +1059,8 @@ class LegacyForeignTests(ForeignTests, TestBase):
         def test_objects(self):
             for size in 300, 3000, MARK:
                 with self.subTest(size=size):
-                    addr = self.interp.ask(f"capi.tracemalloc_leak(bytes({size}))")
+                    addr = self.interp.ask(
+                        f"capi.tracemalloc_leak(bytes({size}))")
                     size = sys.getsizeof(bytes(size))
                     self.assertGreaterEqual(self.count(size, self.interp), 1)
                     self.assert_sums(self.interp)
@@ -1922,6 +1924,21 @@ class KeyTests(ScriptBase):
             _interpreters.destroy(second)
             assert can_start(first)
             """)
+
+
+class FatalErrorTests(unittest.TestCase):
+    """The debug allocator reports a block that is corrupted."""
+
+    def test_traceback_of_block_being_freed(self):
+        import_helper.import_module('_testcapi')
+        for func in 'pymem_buffer_overflow', 'pymem_api_misuse':
+            with self.subTest(func), support.SuppressCrashReport():
+                rc, out, err = script_helper.assert_python_failure(
+                    '-X', 'tracemalloc=2', '-c',
+                    f'import _testcapi\n_testcapi.{func}()',
+                    PYTHONMALLOC='debug')
+                self.assertIn(b'Memory block allocated at (most recent call '
+                              b'first):\n  File "<string>", line 2\n', err)
 
 
 class MemoryErrorTests(ScriptBase):
