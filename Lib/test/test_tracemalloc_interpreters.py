@@ -1647,12 +1647,13 @@ class LifecycleTests(ScriptBase):
             """)
 
     def test_daemon_threads_at_exit(self):
+        # Not with PYTHONMALLOC=debug, as in test_native_threads_at_exit().
         # Threads that are detached in C code, in the allocators, while the
         # process ends and their thread states are deleted.
         for work in 'raw', 'track':
             for stop in False, True:
                 with self.subTest(work, stop=stop):
-                    self.run_twice(f"""
+                    self.run_script(f"""
                         tracemalloc.start(5)
                         pool = capi.tracemalloc_pool_start({work!r}, 0)
                         for _ in range(3):
