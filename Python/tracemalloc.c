@@ -63,7 +63,13 @@ start_locked(_PyTraceRuntime *runtime, PyInterpreterState *interp,
     bool shares_all = (!_Py_IsMainInterpreter(interp)
                        && _PyInterpreterState_HasFeature(
                            interp, Py_RTFLAGS_USE_MAIN_OBMALLOC));
-    _PyTraceBooks_Open(runtime, books, max_nframe, shares_all);
+    if (_PyTraceBooks_Open(runtime, books, max_nframe, shares_all) < 0) {
+        PyThread_tss_delete(&books->reentrant_key);
+        if (_PyTraceRuntime_IsIdle(runtime)) {
+            _PyTraceHooks_Remove(runtime);
+        }
+        return START_NO_MEMORY;
+    }
     return START_OK;
 }
 
@@ -192,12 +198,18 @@ _PyTraceMalloc_BeforeFork(void)
     {
         PyMutex_LockFlags(&books->mutex, _Py_LOCK_DONT_DETACH);
     }
+    if (runtime->directory != NULL) {
+        PyMutex_LockFlags(&runtime->directory->mutex, _Py_LOCK_DONT_DETACH);
+    }
 }
 
 void
 _PyTraceMalloc_AfterFork_Parent(void)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    if (runtime->directory != NULL) {
+        PyMutex_Unlock(&runtime->directory->mutex);
+    }
     for (_PyTraceBooks *books = runtime->tracing; books != NULL;
          books = books->next)
     {
@@ -206,17 +218,25 @@ _PyTraceMalloc_AfterFork_Parent(void)
     _PyTraceRuntime_Unlock(runtime);
 }
 
+// The locks are held by this thread, and whoever else waited for them is gone.
+// So are threads that were reallocating a block.
 void
 _PyTraceMalloc_AfterFork_Child(void)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-
-    // Held by this thread, and whoever else waited for them is gone.
     _PyMutex_at_fork_reinit(&runtime->mutex);
+    // Closed books may be locked, too: of them, only these can be looked into.
+    _PyMutex_at_fork_reinit(&_PyRuntime._main_interpreter.tracemalloc.mutex);
     for (_PyTraceBooks *books = runtime->tracing; books != NULL;
          books = books->next)
     {
         _PyMutex_at_fork_reinit(&books->mutex);
+        _PyTraceTable_ForgetReservations(&books->traces);
+        _PyTraceTable_ForgetReservations(&books->shared);
+    }
+    if (runtime->directory != NULL) {
+        _PyMutex_at_fork_reinit(&runtime->directory->mutex);
+        _PyTraceTable_ForgetReservations(&runtime->directory->table);
     }
 }
 #endif
@@ -303,8 +323,11 @@ _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     _PyTraceRuntime_Lock(runtime);
-    *current = runtime->traced_memory;
-    *peak = runtime->peak_traced_memory;
+    *current = *peak = 0;
+    if (!_PyTraceRuntime_IsIdle(runtime)) {
+        *current = _PyTraceCounters_Sum(&runtime->counters);
+        *peak = runtime->counters.peak;
+    }
     _PyTraceRuntime_Unlock(runtime);
 }
 
@@ -313,7 +336,9 @@ _PyTraceMalloc_ResetPeak(void)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     _PyTraceRuntime_Lock(runtime);
-    runtime->peak_traced_memory = runtime->traced_memory;
+    if (!_PyTraceRuntime_IsIdle(runtime)) {
+        _PyTraceCounters_ResetPeak(&runtime->counters);
+    }
     _PyTraceRuntime_Unlock(runtime);
 }
 
@@ -323,46 +348,31 @@ _PyTraceMalloc_ResetPeak(void)
 int
 PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    if (_PyTraceRuntime_IsIdle(runtime)) {
+    if (_PyTraceRuntime_IsIdle(&_PyRuntime.tracemalloc)) {
         return -2;
     }
-
+    _PyTraceCaller caller;
+    _PyTraceCaller_Begin(&caller);
     int res = -2;
-    PyThreadState *tstate;
-    _PyTraceRuntime_Lock(runtime);
-    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
-    if (books->tracing) {
-        _PyTraceTaken taken;
-        _PyTraceRuntime_TakeFromOthers(runtime, books, domain, ptr, &taken);
-        res = _PyTraceBooks_Record(runtime, books, tstate,
-                                   domain, ptr, size, true);
-        _PyTraceRuntime_Settle(runtime, books, &taken, res < 0);
+    if (caller.books->tracing) {
+        res = _PyTraceCaller_Record(&caller, domain, ptr, size, true);
     }
-    _PyTraceRuntime_Unlock(runtime);
+    _PyTraceCaller_End(&caller);
     return res;
 }
 
 int
 PyTraceMalloc_Untrack(unsigned int domain, uintptr_t ptr)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    if (_PyTraceRuntime_IsIdle(runtime)) {
+    if (_PyTraceRuntime_IsIdle(&_PyRuntime.tracemalloc)) {
         return -2;
     }
-
-    int res = -2;
-    PyThreadState *tstate;
-    _PyTraceRuntime_Lock(runtime);
-    if (runtime->tracing != NULL) {
-        _PyTraceTaken taken;
-        _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
-        _PyTraceRuntime_Take(runtime, books, domain, ptr, &taken);
-        _PyTraceRuntime_Settle(runtime, books, &taken, false);
-        res = 0;
-    }
-    _PyTraceRuntime_Unlock(runtime);
-    return res;
+    _PyTraceCaller caller;
+    _PyTraceTaken taken;
+    _PyTraceCaller_Begin(&caller);
+    _PyTraceCaller_Take(&caller, domain, ptr, false, &taken);
+    _PyTraceCaller_End(&caller);
+    return 0;
 }
 
 
@@ -432,8 +442,9 @@ dump_from_books(int fd, _PyTraceBooks *books, const _PyTraceTaken *taken,
     if (!try_lock(&books->mutex)) {
         return false;
     }
-    const _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr);
-    if (trace == NULL && taken != NULL && taken->epoch == books->epoch
+    bool shared;
+    const _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr, &shared);
+    if (trace == NULL && taken != NULL && taken->room.epoch == books->epoch
         && taken->trace.ptr == ptr)
     {
         trace = &taken->trace;
@@ -455,16 +466,16 @@ _PyMem_DumpTraceback(int fd, const void *ptr)
         if (!try_lock(&runtime->mutex)) {
             return;
         }
-        PyThreadState *tstate;
-        _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
-        const _PyTraceTaken *taken = _PyTraceHooks_GetTaken(books);
-        tracing = books->tracing;
-        for (books = runtime->tracing; books != NULL && !found;
-             books = books->next)
+        _PyTraceCaller caller;
+        _PyTraceCaller_BeginLocked(&caller);
+        const _PyTraceTaken *taken = _PyTraceHooks_GetTaken(caller.books);
+        tracing = caller.books->tracing;
+        for (_PyTraceBooks *books = runtime->tracing;
+             books != NULL && !found; books = books->next)
         {
             found = dump_from_books(fd, books, taken, (uintptr_t)ptr);
         }
-        PyMutex_Unlock(&runtime->mutex);
+        _PyTraceCaller_End(&caller);
     }
     if (!found && !tracing) {
         PUTS(fd, "Enable tracemalloc to get the memory block "

@@ -1,17 +1,15 @@
-// An interpreter's books: its traces, and its share in the process-wide
-// counters.  Who allocates, and when, is the hooks' business.
+// An interpreter's books: its traces.  Who allocates, and when, is the hooks'
+// business.
 //
-// Two equations hold whenever the locks are free:
+// Whenever the mutex of the books is free,
 //
-//   books->traced_memory   == sum of the sizes of the traces in the books
-//   runtime->traced_memory == sum of traced_memory over all open books
+//   books->traced_memory == sum of the sizes of the traces in the books
+//                        == what the account stands for in the counters
 //
-// and the directory has an entry for each shared trace of each open books.
-//
-// Every change of a size goes through add_size() or remove_size(), under the
-// locks of both sides.
+// and the directory has an entry for each trace in the table `shared`.
 
 #include "Python.h"
+#include "pycore_pystate.h"       // _PyInterpreterState_HasFeature()
 #include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc.h"   // _PyTraceBooks
 
@@ -43,72 +41,6 @@ unlock_books(_PyTraceBooks *books)
 }
 
 
-/* --- Counters ----------------------------------------------------------- */
-
-static void
-add_size(_PyTraceRuntime *runtime, _PyTraceBooks *books, size_t size)
-{
-    assert(runtime->traced_memory <= SIZE_MAX - size);
-    books->traced_memory += size;
-    runtime->traced_memory += size;
-    if (runtime->peak_traced_memory < runtime->traced_memory) {
-        runtime->peak_traced_memory = runtime->traced_memory;
-    }
-}
-
-static void
-remove_size(_PyTraceRuntime *runtime, _PyTraceBooks *books, size_t size)
-{
-    assert(size <= books->traced_memory);
-    assert(books->traced_memory <= runtime->traced_memory);
-    books->traced_memory -= size;
-    runtime->traced_memory -= size;
-}
-
-
-/* --- Directory ---------------------------------------------------------- */
-
-// The books whose shared trace a block has, or NULL.
-static _PyTraceBooks *
-directory_find(_PyTraceRuntime *runtime, unsigned int domain, uintptr_t ptr)
-{
-    const _PyTrace *entry = _PyTraceTable_Find(&runtime->directory,
-                                               domain, ptr);
-    return entry == NULL ? NULL : (_PyTraceBooks *)(uintptr_t)entry->size;
-}
-
-// Use up a reservation.
-static void
-directory_put(_PyTraceRuntime *runtime, _PyTraceBooks *books,
-              unsigned int domain, uintptr_t ptr)
-{
-    _PyTrace entry = {
-        .ptr = ptr,
-        .size = (size_t)(uintptr_t)books,
-        .traceback = _PyTraceback_UNKNOWN,
-        .domain = domain,
-    };
-    _PyTraceTable_Put(&runtime->directory, &entry);
-}
-
-static void
-directory_remove(_PyTraceRuntime *runtime, unsigned int domain, uintptr_t ptr)
-{
-    _PyTrace *entry = _PyTraceTable_Find(&runtime->directory, domain, ptr);
-    assert(entry != NULL);
-    _PyTraceTable_Remove(&runtime->directory, entry);
-}
-
-static void
-directory_remove_all(_PyTraceRuntime *runtime, const _PyTraceTable *shared)
-{
-    const _PyTrace *trace = NULL;
-    while ((trace = _PyTraceTable_Next(shared, trace)) != NULL) {
-        directory_remove(runtime, trace->domain, trace->ptr);
-    }
-}
-
-
 /* --- Open, close, clear ------------------------------------------------- */
 
 static void
@@ -125,11 +57,13 @@ static void
 take_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books,
               _PyTraceContents *contents)
 {
-    directory_remove_all(runtime, &books->shared);
+    _PyTraceDirectory_RemoveAll(runtime->directory, books, &books->shared);
     contents->traces = books->traces;
     contents->shared = books->shared;
     contents->intern = books->intern;
-    remove_size(runtime, books, books->traced_memory);
+    _PyTraceCounters_Forget(&runtime->counters, &books->account,
+                            books->traced_memory);
+    books->traced_memory = 0;
     init_contents(runtime, books);
 }
 
@@ -141,17 +75,35 @@ _PyTraceContents_Free(_PyTraceContents *contents)
     _PyTraceIntern_Clear(&contents->intern);
 }
 
-void
+// For the first books.
+static int
+open_runtime(_PyTraceRuntime *runtime)
+{
+    if (runtime->directory == NULL) {
+        _PyTraceDirectory *directory = _PyTraceDirectory_New();
+        if (directory == NULL) {
+            return -1;
+        }
+        // Pairs with the acquire in take_foreign().
+        _Py_atomic_store_ptr_release(&runtime->directory, directory);
+    }
+    _PyTraceDirectory_Renew(runtime->directory, &runtime->below->raw);
+    _PyTraceCounters_Init(&runtime->counters);
+    return 0;
+}
+
+int
 _PyTraceBooks_Open(_PyTraceRuntime *runtime, _PyTraceBooks *books,
                    int max_nframe, bool shares_all)
 {
     assert(!books->tracing);
-    if (runtime->directory.allocator == NULL) {
-        _PyTraceTable_Init(&runtime->directory, &runtime->below->raw);
+    if (runtime->ntracing == 0 && open_runtime(runtime) < 0) {
+        return -1;
     }
     lock_books(books);
     assert(books->traced_memory == 0);
     init_contents(runtime, books);
+    _PyTraceAccount_Init(&books->account);
     books->max_nframe = max_nframe;
     books->shares_all = shares_all;
     books->tracing = 1;
@@ -160,6 +112,7 @@ _PyTraceBooks_Open(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     books->next = runtime->tracing;
     runtime->tracing = books;
     _Py_atomic_store_int_relaxed(&runtime->ntracing, runtime->ntracing + 1);
+    return 0;
 }
 
 static void
@@ -188,14 +141,8 @@ _PyTraceBooks_Close(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     unlock_books(books);
 
     if (runtime->ntracing == 0) {
-        assert(runtime->traced_memory == 0);
-        runtime->peak_traced_memory = 0;
-        assert(runtime->directory.used == 0);
-        if (runtime->directory.reserved == 0) {
-            _PyTraceTable_Clear(&runtime->directory);
-            runtime->directory.allocator = NULL;
-        }
-        // else: a thread is about to return its reservation.
+        assert(_PyTraceCounters_Sum(&runtime->counters) == 0);
+        _PyTraceDirectory_Renew(runtime->directory, &runtime->below->raw);
     }
 }
 
@@ -207,87 +154,374 @@ _PyTraceBooks_Clear(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     lock_books(books);
     take_contents(runtime, books, contents);
     unlock_books(books);
-    runtime->peak_traced_memory = runtime->traced_memory;
+    _PyTraceCounters_ResetPeak(&runtime->counters);
 }
 
 
-/* --- Record, take, put back --------------------------------------------- */
+/* --- Change a trace ----------------------------------------------------- */
+
+// What is done under the mutex of the books may turn out to need the
+// runtime's, which comes first: NEEDS_LOCK.  It is done again under both then.
+typedef enum {
+    DONE,
+    NOT_FOUND,
+    NO_MEMORY,
+    NEEDS_LOCK,
+} result;
+
+// Every change of a size goes through here.
+static result
+change_size(_PyTraceCaller *caller, _PyTraceBooks *books,
+            size_t from, size_t to)
+{
+    _PyTraceCounters *counters = &caller->runtime->counters;
+    _PyTraceAccount *account = &books->account;
+    assert(from <= books->traced_memory);
+    if (from < to) {
+        if (!_PyTraceAccount_TryAdd(account, to - from)) {
+            if (!caller->locked) {
+                return NEEDS_LOCK;
+            }
+            if (_PyTraceCounters_Add(counters, account, to - from) < 0) {
+                return NO_MEMORY;
+            }
+        }
+    }
+    else if (!_PyTraceAccount_TryRemove(account, from - to)) {
+        if (!caller->locked) {
+            return NEEDS_LOCK;
+        }
+        _PyTraceCounters_Remove(counters, account, from - to);
+    }
+    books->traced_memory += to - from;
+    return DONE;
+}
+
+static inline _PyTraceTable *
+get_table(_PyTraceBooks *books, bool shared)
+{
+    return shared ? &books->shared : &books->traces;
+}
 
 _PyTrace *
-_PyTraceBooks_Find(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr)
+_PyTraceBooks_Find(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr,
+                   bool *shared)
 {
+    *shared = false;
     _PyTrace *trace = _PyTraceTable_Find(&books->traces, domain, ptr);
     if (trace == NULL) {
+        *shared = true;
         trace = _PyTraceTable_Find(&books->shared, domain, ptr);
     }
     return trace;
 }
 
-static int
-add_trace(_PyTraceRuntime *runtime, _PyTraceBooks *books,
-          const _PyTrace *trace, bool shared)
+// `books` are NULL if they are gone.
+static void
+return_room(_PyTraceRuntime *runtime, _PyTraceBooks *books,
+            _PyTraceRoom *room)
 {
-    _PyTraceTable *table = shared ? &books->shared : &books->traces;
-    if (_PyTraceTable_Reserve(table) < 0) {
-        return -1;
+    if (room->reserved && books != NULL && room->epoch == books->epoch) {
+        _PyTraceTable_Unreserve(get_table(books, room->shared));
     }
-    if (shared) {
-        if (_PyTraceTable_Reserve(&runtime->directory) < 0) {
-            _PyTraceTable_Unreserve(table);
-            return -1;
+    if (room->listed) {
+        _PyTraceDirectory_Unreserve(runtime->directory);
+    }
+    room->reserved = room->listed = false;
+}
+
+// See to it that there is room for a trace.  What is there already, from an
+// earlier try or an earlier trace, is kept.
+static result
+make_room(_PyTraceRuntime *runtime, _PyTraceBooks *books, bool shared,
+          _PyTraceRoom *room)
+{
+    bool valid = room->reserved && room->epoch == books->epoch;
+    if (valid && room->shared != shared) {
+        return_room(runtime, books, room);
+        valid = false;
+    }
+    if (!valid) {
+        room->books = books;
+        room->epoch = books->epoch;
+        room->shared = shared;
+        room->reserved = _PyTraceTable_Reserve(get_table(books, shared)) == 0;
+        if (!room->reserved) {
+            return NO_MEMORY;
         }
-        directory_put(runtime, books, trace->domain, trace->ptr);
     }
-    _PyTraceTable_Put(table, trace);
-    return 0;
+    if (shared && !room->listed) {
+        room->listed = _PyTraceDirectory_Reserve(runtime->directory) == 0;
+        if (!room->listed) {
+            return NO_MEMORY;
+        }
+    }
+    return DONE;
 }
 
-// Give a block the trace it shall have, old or new.
-static int
-store(_PyTraceRuntime *runtime, _PyTraceBooks *books, const _PyTrace *trace,
-      bool shared)
+// Give a block its trace, in place of an old one.
+static result
+store(_PyTraceCaller *caller, _PyTraceBooks *books, const _PyTrace *trace,
+      bool shared, _PyTraceRoom *room)
 {
-    _PyTrace *old = _PyTraceBooks_Find(books, trace->domain, trace->ptr);
-    if (old != NULL) {
-        remove_size(runtime, books, old->size);
+    bool old_shared;
+    _PyTrace *old = _PyTraceBooks_Find(books, trace->domain, trace->ptr,
+                                       &old_shared);
+    // A block that was tracked after all may be untracked by anybody.
+    bool move = old != NULL && shared && !old_shared;
+    if (old == NULL || move) {
+        result res = make_room(caller->runtime, books, shared, room);
+        if (res != DONE) {
+            return res;
+        }
+    }
+    result res = change_size(caller, books, old == NULL ? 0 : old->size,
+                             trace->size);
+    if (res != DONE) {
+        return res;
+    }
+    if (old != NULL && !move) {
         *old = *trace;
+        return DONE;
     }
-    else if (add_trace(runtime, books, trace, shared) < 0) {
-        return -1;
+    if (move) {
+        _PyTraceTable_Remove(&books->traces, old, false);
     }
-    add_size(runtime, books, trace->size);
-    return 0;
+    _PyTraceTable_Put(get_table(books, shared), trace);
+    if (shared) {
+        _PyTraceDirectory_Put(caller->runtime->directory, books,
+                              trace->domain, trace->ptr);
+    }
+    room->reserved = room->listed = false;
+    return DONE;
 }
 
-int
-_PyTraceBooks_Record(_PyTraceRuntime *runtime, _PyTraceBooks *books,
-                     PyThreadState *tstate, unsigned int domain,
-                     uintptr_t ptr, size_t size, bool shared)
+static result
+try_record(_PyTraceCaller *caller, _PyTrace *trace, bool shared,
+           bool must, _PyTraceRoom *room)
 {
+    _PyTraceBooks *books = caller->books;
     assert(books->tracing);
-    _PyTrace trace = {.ptr = ptr, .size = size, .domain = domain};
-
+    result res = DONE;
     lock_books(books);
-    int res = _PyTraceCapture_Traceback(&books->intern, tstate,
-                                        books->max_nframe, &trace.traceback);
-    if (res == 0) {
-        res = store(runtime, books, &trace, shared || books->shares_all);
+    if (_PyTraceCapture_Traceback(&books->intern, caller->tstate,
+                                  books->max_nframe, &trace->traceback) < 0)
+    {
+        trace->traceback = _PyTraceback_UNKNOWN;
+        res = must ? DONE : NO_MEMORY;
+    }
+    if (res == DONE) {
+        res = store(caller, books, trace, shared || books->shares_all, room);
+    }
+    if (res != NEEDS_LOCK) {
+        return_room(caller->runtime, books, room);
     }
     unlock_books(books);
     return res;
 }
 
-bool
-_PyTraceBooks_Reattribute(_PyTraceBooks *books, PyThreadState *tstate,
-                          uintptr_t ptr)
+// Record a block in the caller's books, from which `room` is, if it is any.
+// If it must not fail, a block for which there is room gets "<unknown>" when
+// its traceback cannot be stored.
+static int
+record(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
+       size_t size, bool shared, bool must, _PyTraceRoom *room)
 {
-    assert(books->tracing);
+    _PyTrace trace = {.ptr = ptr, .size = size, .domain = domain};
+    if (!_PyTraceAccount_MayAdd(&caller->books->account, size)) {
+        // Saves a second try while the sum is growing.
+        _PyTraceCaller_Lock(caller);
+    }
+    result res = try_record(caller, &trace, shared, must, room);
+    if (res == NEEDS_LOCK) {
+        _PyTraceCaller_Lock(caller);
+        res = try_record(caller, &trace, shared, must, room);
+    }
+    return res == DONE ? 0 : -1;
+}
+
+static result
+try_take(_PyTraceCaller *caller, _PyTraceBooks *books, unsigned int domain,
+         uintptr_t ptr, bool keep_room, _PyTraceTaken *taken)
+{
+    result res = NOT_FOUND;
+    bool shared;
     lock_books(books);
-    _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr);
+    _PyTrace *trace = _PyTraceBooks_Find(books, domain, ptr, &shared);
+    if (trace != NULL) {
+        res = change_size(caller, books, trace->size, 0);
+    }
+    if (res == DONE) {
+        taken->trace = *trace;
+        taken->room.books = books;
+        taken->room.epoch = books->epoch;
+        taken->room.shared = shared;
+        taken->room.reserved = keep_room;
+        _PyTraceTable_Remove(get_table(books, shared), trace, keep_room);
+        if (shared) {
+            taken->room.listed = _PyTraceDirectory_Remove(
+                caller->runtime->directory, books, domain, ptr, keep_room);
+        }
+    }
+    unlock_books(books);
+    return res;
+}
+
+static bool
+take_from(_PyTraceCaller *caller, _PyTraceBooks *books, unsigned int domain,
+          uintptr_t ptr, bool keep_room, _PyTraceTaken *taken)
+{
+    result res = try_take(caller, books, domain, ptr, keep_room, taken);
+    if (res == NEEDS_LOCK) {
+        _PyTraceCaller_Lock(caller);
+        res = try_take(caller, books, domain, ptr, keep_room, taken);
+    }
+    return res == DONE;
+}
+
+// May the caller free objects of the main interpreter?
+static bool
+shares_main_objects(_PyTraceCaller *caller)
+{
+    return caller->tstate != NULL
+           && !_Py_IsMainInterpreter(caller->tstate->interp)
+           && _PyInterpreterState_HasFeature(caller->tstate->interp,
+                                             Py_RTFLAGS_USE_MAIN_OBMALLOC);
+}
+
+// Take out the trace of a block that is not in the caller's books.
+static void
+take_foreign(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
+             bool keep_room, _PyTraceTaken *taken)
+{
+    // Pairs with the release in open_runtime().
+    _PyTraceDirectory *directory =
+        _Py_atomic_load_ptr_acquire(&caller->runtime->directory);
+    *taken = (_PyTraceTaken){{0}};
+    if (directory != NULL
+        && _PyTraceDirectory_MayHave(directory, domain, ptr))
+    {
+        _PyTraceBooks *owner = _PyTraceDirectory_Find(directory, domain, ptr);
+        if (owner != NULL && owner != caller->books) {
+            // These books may be gone by now, but not once we have the lock.
+            _PyTraceCaller_Lock(caller);
+            owner = _PyTraceDirectory_Find(directory, domain, ptr);
+        }
+        if (owner != NULL && owner != caller->books
+            && take_from(caller, owner, domain, ptr, keep_room, taken))
+        {
+            return;
+        }
+    }
+    if (shares_main_objects(caller)) {
+        (void)take_from(caller, &_PyRuntime._main_interpreter.tracemalloc,
+                        domain, ptr, keep_room, taken);
+    }
+}
+
+int
+_PyTraceCaller_Record(_PyTraceCaller *caller, unsigned int domain,
+                      uintptr_t ptr, size_t size, bool shared)
+{
+    _PyTraceTaken taken;
+    _PyTraceRoom room = {0};
+    take_foreign(caller, domain, ptr, true, &taken);
+    int res = record(caller, domain, ptr, size, shared, false, &room);
+    _PyTraceCaller_Settle(caller, &taken, res < 0);
+    return res;
+}
+
+void
+_PyTraceCaller_Take(_PyTraceCaller *caller, unsigned int domain,
+                    uintptr_t ptr, bool keep_room, _PyTraceTaken *taken)
+{
+    *taken = (_PyTraceTaken){{0}};
+    if (!caller->books->tracing
+        || !take_from(caller, caller->books, domain, ptr, keep_room, taken))
+    {
+        take_foreign(caller, domain, ptr, keep_room, taken);
+    }
+}
+
+void
+_PyTraceCaller_Rerecord(_PyTraceCaller *caller, _PyTraceTaken *taken,
+                        unsigned int domain, uintptr_t ptr, size_t size,
+                        bool shared)
+{
+    _PyTraceRoom none = {0};
+    bool own = taken->room.books == caller->books;
+    (void)record(caller, domain, ptr, size, shared, true,
+                 own ? &taken->room : &none);
+    if (!own) {
+        _PyTraceCaller_Settle(caller, taken, false);
+    }
+}
+
+static result
+try_settle(_PyTraceCaller *caller, _PyTraceBooks *books,
+           _PyTraceTaken *taken, bool put_back)
+{
+    _PyTraceRoom *room = &taken->room;
+    const _PyTrace *trace = &taken->trace;
+    bool shared;
+    result res = DONE;
+    lock_books(books);
+    // Somebody may have tracked the block in the meantime.
+    if (put_back && room->epoch == books->epoch
+        && _PyTraceBooks_Find(books, trace->domain, trace->ptr,
+                              &shared) == NULL)
+    {
+        res = store(caller, books, trace, room->shared, room);
+    }
+    if (res != NEEDS_LOCK) {
+        return_room(caller->runtime, books, room);
+    }
+    unlock_books(books);
+    return res;
+}
+
+static bool
+are_open(const _PyTraceRuntime *runtime, const _PyTraceBooks *books)
+{
+    const _PyTraceBooks *other = runtime->tracing;
+    while (other != NULL && other != books) {
+        other = other->next;
+    }
+    return other != NULL;
+}
+
+void
+_PyTraceCaller_Settle(_PyTraceCaller *caller, _PyTraceTaken *taken,
+                      bool put_back)
+{
+    _PyTraceBooks *books = taken->room.books;
+    if (!taken->room.reserved && !taken->room.listed) {
+        return;
+    }
+    if (books != caller->books) {
+        _PyTraceCaller_Lock(caller);
+        if (!are_open(caller->runtime, books)) {
+            return_room(caller->runtime, NULL, &taken->room);
+            return;
+        }
+    }
+    if (try_settle(caller, books, taken, put_back) == NEEDS_LOCK) {
+        _PyTraceCaller_Lock(caller);
+        (void)try_settle(caller, books, taken, put_back);
+    }
+}
+
+static bool
+reattribute_own(_PyTraceCaller *caller, uintptr_t ptr)
+{
+    _PyTraceBooks *books = caller->books;
+    bool shared;
+    lock_books(books);
+    _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr, &shared);
     bool found = trace != NULL;
     if (found) {
         _PyTraceback_Id id;
-        if (_PyTraceCapture_Traceback(&books->intern, tstate,
+        if (_PyTraceCapture_Traceback(&books->intern, caller->tstate,
                                       books->max_nframe, &id) == 0)
         {
             trace->traceback = id;
@@ -297,111 +531,25 @@ _PyTraceBooks_Reattribute(_PyTraceBooks *books, PyThreadState *tstate,
     return found;
 }
 
-// Remove a trace and reserve the room that it had.
-static void
-remove_keeping_room(_PyTraceTable *table, _PyTrace *trace)
-{
-    _PyTraceTable_Remove(table, trace);
-    int res = _PyTraceTable_Reserve(table);
-    (void)res;
-    assert(res == 0);
-}
-
-static bool
-take(_PyTraceRuntime *runtime, _PyTraceBooks *books,
-     unsigned int domain, uintptr_t ptr, _PyTraceTaken *taken)
-{
-    lock_books(books);
-    _PyTraceTable *table = &books->traces;
-    _PyTrace *trace = _PyTraceTable_Find(table, domain, ptr);
-    if (trace == NULL) {
-        table = &books->shared;
-        trace = _PyTraceTable_Find(table, domain, ptr);
-    }
-    bool found = trace != NULL;
-    if (found) {
-        taken->epoch = books->epoch;
-        taken->shared = table == &books->shared;
-        taken->trace = *trace;
-        remove_keeping_room(table, trace);
-        if (taken->shared) {
-            remove_keeping_room(
-                &runtime->directory,
-                _PyTraceTable_Find(&runtime->directory, domain, ptr));
-        }
-        remove_size(runtime, books, taken->trace.size);
-    }
-    unlock_books(books);
-    return found;
-}
-
-// Blocks that are not shared belong to the main interpreter, if the caller may
-// free them at all.
 void
-_PyTraceRuntime_TakeFromOthers(_PyTraceRuntime *runtime, _PyTraceBooks *books,
-                               unsigned int domain, uintptr_t ptr,
-                               _PyTraceTaken *taken)
+_PyTraceCaller_Reattribute(_PyTraceCaller *caller, uintptr_t ptr)
 {
-    taken->epoch = 0;
-    _PyTraceBooks *owner = directory_find(runtime, domain, ptr);
-    if (owner == NULL) {
-        owner = &_PyRuntime._main_interpreter.tracemalloc;
-    }
-    if (owner != books && owner->tracing) {
-        (void)take(runtime, owner, domain, ptr, taken);
-    }
-}
-
-void
-_PyTraceRuntime_Take(_PyTraceRuntime *runtime, _PyTraceBooks *first,
-                     unsigned int domain, uintptr_t ptr, _PyTraceTaken *taken)
-{
-    if (!first->tracing || !take(runtime, first, domain, ptr, taken)) {
-        _PyTraceRuntime_TakeFromOthers(runtime, first, domain, ptr, taken);
-    }
-}
-
-// The books that a trace was taken from, or NULL if they were closed or
-// cleared meanwhile.  Their epoch tells, for the books themselves may be gone.
-static _PyTraceBooks *
-find_books(_PyTraceRuntime *runtime, _PyTraceBooks *first, uint64_t epoch)
-{
-    if (first->tracing && first->epoch == epoch) {
-        return first;
-    }
-    _PyTraceBooks *books = runtime->tracing;
-    while (books != NULL && books->epoch != epoch) {
-        books = books->next;
-    }
-    return books;
-}
-
-void
-_PyTraceRuntime_Settle(_PyTraceRuntime *runtime, _PyTraceBooks *first,
-                       const _PyTraceTaken *taken, bool put_back)
-{
-    if (taken->epoch == 0) {
-        return;
-    }
-    if (taken->shared) {
-        _PyTraceTable_Unreserve(&runtime->directory);
-    }
-    _PyTraceBooks *books = find_books(runtime, first, taken->epoch);
-    if (books == NULL) {
-        return;
-    }
-    lock_books(books);
-    _PyTraceTable_Unreserve(taken->shared ? &books->shared : &books->traces);
-    // Somebody may have tracked the block in the meantime.
-    if (put_back
-        && _PyTraceBooks_Find(books, taken->trace.domain,
-                              taken->trace.ptr) == NULL)
+    assert(caller->books->tracing);
+    if (reattribute_own(caller, ptr)
+        || _Py_atomic_load_int_relaxed(&caller->runtime->ntracing) == 1)
     {
-        int res = store(runtime, books, &taken->trace, taken->shared);
-        (void)res;
-        assert(res == 0);
+        return;
     }
-    unlock_books(books);
+    // Interpreters that share an object allocator may also find each other's
+    // blocks on their free lists.
+    _PyTraceTaken taken;
+    _PyTraceRoom room = {0};
+    take_foreign(caller, 0, ptr, true, &taken);
+    if (taken.room.epoch != 0) {
+        int res = record(caller, 0, ptr, taken.trace.size, false, false,
+                         &room);
+        _PyTraceCaller_Settle(caller, &taken, res < 0);
+    }
 }
 
 
@@ -460,7 +608,8 @@ static int
 copy_one(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr,
          _PyTraceSnapshot *snapshot)
 {
-    const _PyTrace *trace = _PyTraceBooks_Find(books, domain, ptr);
+    bool shared;
+    const _PyTrace *trace = _PyTraceBooks_Find(books, domain, ptr, &shared);
     if (trace == NULL) {
         return 0;
     }
@@ -502,17 +651,6 @@ _PyTraceBooks_SnapshotBlock(_PyTraceBooks *books, unsigned int domain,
     return res;
 }
 
-// The directory's memory is divided by the number of entries.
-static size_t
-directory_memory(const _PyTraceRuntime *runtime, const _PyTraceBooks *books)
-{
-    if (books->shared.used == 0) {
-        return 0;
-    }
-    double part = (double)books->shared.used / runtime->directory.used;
-    return (size_t)(part * _PyTraceTable_Memory(&runtime->directory));
-}
-
 size_t
 _PyTraceBooks_Memory(_PyTraceRuntime *runtime, _PyTraceBooks *books)
 {
@@ -520,7 +658,8 @@ _PyTraceBooks_Memory(_PyTraceRuntime *runtime, _PyTraceBooks *books)
     size_t size = _PyTraceTable_Memory(&books->traces)
                   + _PyTraceTable_Memory(&books->shared)
                   + _PyTraceIntern_Memory(&books->intern)
-                  + directory_memory(runtime, books);
+                  + _PyTraceDirectory_Memory(runtime->directory,
+                                             books->shared.used);
     unlock_books(books);
     return size;
 }

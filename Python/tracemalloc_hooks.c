@@ -43,17 +43,39 @@ detached_tstate(_PyTraceRuntime *runtime)
     return tstate;
 }
 
-_PyTraceBooks *
-_PyTraceHooks_CallerBooks(_PyTraceRuntime *runtime, PyThreadState **tstate)
+static void
+identify(_PyTraceCaller *caller, PyThreadState *tstate)
 {
-    *tstate = _PyThreadState_GET();
-    if (*tstate == NULL) {
-        *tstate = detached_tstate(runtime);
+    caller->tstate = tstate;
+    caller->books = tstate != NULL ? &tstate->interp->tracemalloc
+                    : &_PyRuntime._main_interpreter.tracemalloc;
+}
+
+void
+_PyTraceCaller_BeginLocked(_PyTraceCaller *caller)
+{
+    caller->runtime = &_PyRuntime.tracemalloc;
+    caller->locked = true;
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL) {
+        tstate = detached_tstate(caller->runtime);
     }
-    if (*tstate == NULL) {
-        return &_PyRuntime._main_interpreter.tracemalloc;
+    identify(caller, tstate);
+}
+
+void
+_PyTraceCaller_Begin(_PyTraceCaller *caller)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL) {
+        // The lock keeps its thread state and interpreter where they are.
+        _PyTraceRuntime_Lock(&_PyRuntime.tracemalloc);
+        _PyTraceCaller_BeginLocked(caller);
+        return;
     }
-    return &(*tstate)->interp->tracemalloc;
+    caller->runtime = &_PyRuntime.tracemalloc;
+    caller->locked = false;
+    identify(caller, tstate);
 }
 
 
@@ -78,8 +100,8 @@ set_mark(_PyTraceBooks *books, void *mark)
 // Is a call to be traced, and if so, keep those that it makes from it.
 // Returns 1 or 0, or -1 if the thread has no room for its mark.
 //
-// Needs the caller to be attached to the interpreter of these books, or to
-// hold the runtime's lock.
+// Needs the caller to be attached to the interpreter of these books, or the
+// runtime to be locked.
 static int
 begin_tracing(_PyTraceBooks *books)
 {
@@ -89,7 +111,7 @@ begin_tracing(_PyTraceBooks *books)
     return set_mark(books, REENTRANT) == 0 ? 1 : -1;
 }
 
-// The same rules as for begin_tracing().  If tracing was stopped, or even
+// The counterpart, with the same rules.  If tracing was stopped, or even
 // started anew, during the call then the mark is gone already.
 static void
 end_tracing(_PyTraceBooks *books)
@@ -100,15 +122,14 @@ end_tracing(_PyTraceBooks *books)
     }
 }
 
-// A trace that is out of the books while its block is freed or reallocated, in
-// the place of the mark: if the block turns out to be corrupted, the error
-// report tells where it was allocated.  The same rules as for begin_tracing().
-
+// Let the mark of a thread whose calls are not to be traced point to a trace
+// that is out of the books while its block is freed or reallocated: if the
+// block turns out to be corrupted, the error report tells where it was
+// allocated.  The same rules as for begin_tracing().
 static bool
 show_taken(_PyTraceBooks *books, _PyTraceTaken *taken)
 {
-    return books->tracing && taken->epoch != 0
-           && set_mark(books, taken) == 0;
+    return taken->room.epoch != 0 && set_mark(books, taken) == 0;
 }
 
 const _PyTraceTaken *
@@ -119,34 +140,6 @@ _PyTraceHooks_GetTaken(_PyTraceBooks *books)
     }
     void *mark = PyThread_tss_get(&books->reentrant_key);
     return mark == REENTRANT ? NULL : mark;
-}
-
-// end_tracing() for the calling thread.
-static void
-leave(_PyTraceRuntime *runtime)
-{
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate != NULL) {
-        end_tracing(&tstate->interp->tracemalloc);
-        return;
-    }
-    _PyTraceRuntime_Lock(runtime);
-    end_tracing(_PyTraceHooks_CallerBooks(runtime, &tstate));
-    _PyTraceRuntime_Unlock(runtime);
-}
-
-// begin_tracing() for the calling thread.
-static int
-enter(_PyTraceRuntime *runtime)
-{
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate != NULL) {
-        return begin_tracing(&tstate->interp->tracemalloc);
-    }
-    _PyTraceRuntime_Lock(runtime);
-    int res = begin_tracing(_PyTraceHooks_CallerBooks(runtime, &tstate));
-    _PyTraceRuntime_Unlock(runtime);
-    return res;
 }
 
 bool
@@ -179,22 +172,40 @@ below(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
     }
 }
 
+// begin_tracing() and end_tracing() for the calling thread.
+
+static int
+enter(void)
+{
+    _PyTraceCaller caller;
+    _PyTraceCaller_Begin(&caller);
+    int res = begin_tracing(caller.books);
+    _PyTraceCaller_End(&caller);
+    return res;
+}
+
+static void
+leave(void)
+{
+    _PyTraceCaller caller;
+    _PyTraceCaller_Begin(&caller);
+    end_tracing(caller.books);
+    _PyTraceCaller_End(&caller);
+}
+
 // Record a block for the calling thread, and end what enter() began.
 static int
-record_and_leave(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain,
-                 void *ptr, size_t size)
+record_and_leave(PyMemAllocatorDomain domain, void *ptr, size_t size)
 {
     int res = 0;
-    PyThreadState *tstate;
-    _PyTraceRuntime_Lock(runtime);
-    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
-    if (ptr != NULL && books->tracing) {
-        res = _PyTraceBooks_Record(runtime, books, tstate,
-                                   0, (uintptr_t)ptr, size,
-                                   domain == PYMEM_DOMAIN_RAW);
+    _PyTraceCaller caller;
+    _PyTraceCaller_Begin(&caller);
+    if (ptr != NULL && caller.books->tracing) {
+        res = _PyTraceCaller_Record(&caller, 0, (uintptr_t)ptr, size,
+                                    domain == PYMEM_DOMAIN_RAW);
     }
-    end_tracing(books);
-    _PyTraceRuntime_Unlock(runtime);
+    end_tracing(caller.books);
+    _PyTraceCaller_End(&caller);
     return res;
 }
 
@@ -205,15 +216,13 @@ hook_alloc(PyMemAllocatorDomain domain, bool zeroed,
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     const PyMemAllocatorEx *alloc = below(runtime, domain);
 
-    int traced = _PyTraceRuntime_IsIdle(runtime) ? 0 : enter(runtime);
+    int traced = _PyTraceRuntime_IsIdle(runtime) ? 0 : enter();
     if (traced < 0) {
         return NULL;
     }
     void *ptr = zeroed ? alloc->calloc(alloc->ctx, nelem, elsize)
                        : alloc->malloc(alloc->ctx, nelem * elsize);
-    if (traced
-        && record_and_leave(runtime, domain, ptr, nelem * elsize) < 0)
-    {
+    if (traced && record_and_leave(domain, ptr, nelem * elsize) < 0) {
         alloc->free(alloc->ctx, ptr);
         return NULL;
     }
@@ -230,46 +239,18 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
         alloc->free(alloc->ctx, ptr);
         return;
     }
-    PyThreadState *tstate;
+    _PyTraceCaller caller;
     _PyTraceTaken taken;
-    _PyTraceRuntime_Lock(runtime);
-    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
-    _PyTraceRuntime_Take(runtime, books, 0, (uintptr_t)ptr, &taken);
-    _PyTraceRuntime_Settle(runtime, books, &taken, false);
-    bool shown = (books->tracing && !get_reentrant(books)
-                  && show_taken(books, &taken));
-    _PyTraceRuntime_Unlock(runtime);
+    _PyTraceCaller_Begin(&caller);
+    _PyTraceCaller_Take(&caller, 0, (uintptr_t)ptr, false, &taken);
+    bool shown = (caller.books->tracing && !get_reentrant(caller.books)
+                  && show_taken(caller.books, &taken));
+    _PyTraceCaller_End(&caller);
 
     alloc->free(alloc->ctx, ptr);
     if (shown) {
-        leave(runtime);
+        leave();
     }
-}
-
-// Reallocating never fails because of tracing.  A block that had a trace in
-// the same books as before always has one again, for its room was kept and
-// "<unknown>" needs no memory; one that had none may be left without.
-static void
-finish_realloc(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain,
-               const _PyTraceTaken *taken, void *ptr, size_t size,
-               bool traced)
-{
-    bool shared = domain == PYMEM_DOMAIN_RAW;
-    PyThreadState *tstate;
-    _PyTraceRuntime_Lock(runtime);
-    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
-    _PyTraceRuntime_Settle(runtime, books, taken, ptr == NULL);
-    if (traced) {
-        if (ptr != NULL && books->tracing
-            && _PyTraceBooks_Record(runtime, books, tstate,
-                                    0, (uintptr_t)ptr, size, shared) < 0)
-        {
-            (void)_PyTraceBooks_Record(runtime, books, NULL,
-                                       0, (uintptr_t)ptr, size, shared);
-        }
-        end_tracing(books);
-    }
-    _PyTraceRuntime_Unlock(runtime);
 }
 
 static void *
@@ -281,32 +262,45 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
     if (_PyTraceRuntime_IsIdle(runtime)) {
         return alloc->realloc(alloc->ctx, ptr, size);
     }
-    int traced = enter(runtime);
     if (ptr == NULL) {
-        // A new block, which may fail like any other.
+        int traced = enter();
         if (traced < 0) {
             return NULL;
         }
         ptr = alloc->realloc(alloc->ctx, NULL, size);
-        if (traced && record_and_leave(runtime, domain, ptr, size) < 0) {
+        if (traced && record_and_leave(domain, ptr, size) < 0) {
             alloc->free(alloc->ctx, ptr);
             return NULL;
         }
         return ptr;
     }
 
-    PyThreadState *tstate;
+    // Without room for its mark the call goes on untraced: reallocating never
+    // fails because of tracing.
+    _PyTraceCaller caller;
     _PyTraceTaken taken;
-    _PyTraceRuntime_Lock(runtime);
-    _PyTraceBooks *books = _PyTraceHooks_CallerBooks(runtime, &tstate);
-    _PyTraceRuntime_Take(runtime, books, 0, (uintptr_t)ptr, &taken);
-    if (traced > 0) {
-        (void)show_taken(books, &taken);
+    _PyTraceCaller_Begin(&caller);
+    bool traced = begin_tracing(caller.books) > 0;
+    _PyTraceCaller_Take(&caller, 0, (uintptr_t)ptr, true, &taken);
+    if (traced) {
+        (void)show_taken(caller.books, &taken);
     }
-    _PyTraceRuntime_Unlock(runtime);
+    _PyTraceCaller_End(&caller);
 
     void *ptr2 = alloc->realloc(alloc->ctx, ptr, size);
-    finish_realloc(runtime, domain, &taken, ptr2, size, traced > 0);
+
+    _PyTraceCaller_Begin(&caller);
+    if (ptr2 != NULL && traced && caller.books->tracing) {
+        _PyTraceCaller_Rerecord(&caller, &taken, 0, (uintptr_t)ptr2, size,
+                                domain == PYMEM_DOMAIN_RAW);
+    }
+    else {
+        _PyTraceCaller_Settle(&caller, &taken, ptr2 == NULL);
+    }
+    if (traced) {
+        end_tracing(caller.books);
+    }
+    _PyTraceCaller_End(&caller);
     return ptr2;
 }
 
@@ -361,42 +355,21 @@ hooks_of(PyMemAllocatorDomain domain)
 
 /* --- Reference tracer --------------------------------------------------- */
 
-// Two interpreters that share an object allocator may also find a block of the
-// other one on their free lists.
-static void
-reattribute_foreign(_PyTraceRuntime *runtime, PyThreadState *tstate,
-                    uintptr_t ptr)
-{
-    _PyTraceBooks *books = &tstate->interp->tracemalloc;
-    _PyTraceTaken taken;
-    _PyTraceRuntime_Lock(runtime);
-    _PyTraceRuntime_TakeFromOthers(runtime, books, 0, ptr, &taken);
-    if (taken.epoch != 0) {
-        int res = _PyTraceBooks_Record(runtime, books, tstate,
-                                       0, ptr, taken.trace.size, false);
-        _PyTraceRuntime_Settle(runtime, books, &taken, res < 0);
-    }
-    _PyTraceRuntime_Unlock(runtime);
-}
-
 // A block from a free list has the trace of its previous life; give it the
 // traceback of its new one (bpo-35053).
 static void
-reattribute(_PyTraceRuntime *runtime, PyObject *op)
+reattribute(PyObject *op)
 {
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate == NULL || !tstate->interp->tracemalloc.tracing) {
+    if (_PyThreadState_GET() == NULL) {
         return;
     }
-    PyInterpreterState *interp = tstate->interp;
-    uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
-    if (!_PyTraceBooks_Reattribute(&interp->tracemalloc, tstate, ptr)
-        && _Py_atomic_load_int_relaxed(&runtime->ntracing) > 1
-        && _PyInterpreterState_HasFeature(interp,
-                                          Py_RTFLAGS_USE_MAIN_OBMALLOC))
-    {
-        reattribute_foreign(runtime, tstate, ptr);
+    _PyTraceCaller caller;
+    _PyTraceCaller_Begin(&caller);
+    if (caller.books->tracing) {
+        _PyTraceCaller_Reattribute(
+            &caller, (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op)));
     }
+    _PyTraceCaller_End(&caller);
 }
 
 // Returns what the user's tracer does.
@@ -405,7 +378,7 @@ trace_ref(PyObject *op, PyRefTracerEvent event, void *data)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     if (event == PyRefTracer_CREATE) {
-        reattribute(runtime, op);
+        reattribute(op);
     }
     PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
         &runtime->ref_tracer);
@@ -470,32 +443,23 @@ same_allocator(const PyMemAllocatorEx *a, const PyMemAllocatorEx *b)
     return a->ctx == b->ctx && same_functions(a, b);
 }
 
-// Our hooks may be in without being on top: others may be installed over them.
+// What the hooks of a domain have below them, or would have if they were put
+// in now.  Returns true if they are in.
+//
+// They may be in without being on top: others may be installed over them.
 // They are not in any more if what they have below them is on top.
 static bool
-is_hooked(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
-{
-    PyMemAllocatorEx top;
-    PyMem_GetAllocator(domain, &top);
-    if (same_functions(&top, hooks_of(domain))) {
-        return true;
-    }
-    return (runtime->hooked & DOMAIN_BIT(domain)) != 0
-           && !same_allocator(&top, below(runtime, domain));
-}
-
-// What the hooks of a domain have below them, or would have if they were put
-// in now.
-static void
 peek(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain,
      PyMemAllocatorEx *alloc)
 {
-    if (is_hooked(runtime, domain)) {
+    PyMem_GetAllocator(domain, alloc);
+    bool covered = (runtime->hooked & DOMAIN_BIT(domain)) != 0
+                   && !same_allocator(alloc, below(runtime, domain));
+    if (covered || same_functions(alloc, hooks_of(domain))) {
         *alloc = *below(runtime, domain);
+        return true;
     }
-    else {
-        PyMem_GetAllocator(domain, alloc);
-    }
+    return false;
 }
 
 // Publish a record of what is below the hooks.
@@ -503,9 +467,9 @@ static int
 record_below(_PyTraceRuntime *runtime)
 {
     struct _tracemalloc_allocators record, *newest = runtime->below;
-    peek(runtime, PYMEM_DOMAIN_RAW, &record.raw);
-    peek(runtime, PYMEM_DOMAIN_MEM, &record.mem);
-    peek(runtime, PYMEM_DOMAIN_OBJ, &record.obj);
+    (void)peek(runtime, PYMEM_DOMAIN_RAW, &record.raw);
+    (void)peek(runtime, PYMEM_DOMAIN_MEM, &record.mem);
+    (void)peek(runtime, PYMEM_DOMAIN_OBJ, &record.obj);
     if (newest != NULL
         && same_allocator(&newest->raw, &record.raw)
         && same_allocator(&newest->mem, &record.mem)
@@ -529,7 +493,8 @@ record_below(_PyTraceRuntime *runtime)
 static bool
 install_domain(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
 {
-    if (!is_hooked(runtime, domain)
+    PyMemAllocatorEx alloc;
+    if (!peek(runtime, domain, &alloc)
         && !_PyMem_ReplaceFunctions(domain, below(runtime, domain),
                                     hooks_of(domain)))
     {

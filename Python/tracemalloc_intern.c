@@ -83,6 +83,18 @@ array_copy(const PyMemAllocatorEx *allocator, const _PyTraceArray *array,
 
 typedef uint64_t (*hash_of_id)(const _PyTraceIntern *intern, uint32_t id);
 
+// Put an id, which is not in the index, where there is room for it.
+static void
+index_put(_PyTraceIndex *index, uint64_t hash, uint32_t id)
+{
+    INDEX_PROBE(index, hash, i) {
+        if (index->slots[i] == 0) {
+            index->slots[i] = id;
+            return;
+        }
+    }
+}
+
 // Make room for one more id.
 static int
 index_reserve(const _PyTraceIntern *intern, _PyTraceIndex *index,
@@ -104,14 +116,8 @@ index_reserve(const _PyTraceIntern *intern, _PyTraceIndex *index,
     index->mask = nslots - 1;
     for (size_t i = 0; old.slots != NULL && i <= old.mask; i++) {
         uint32_t id = old.slots[i];
-        if (id == 0) {
-            continue;
-        }
-        INDEX_PROBE(index, hash_of(intern, id), j) {
-            if (slots[j] == 0) {
-                slots[j] = id;
-                break;
-            }
+        if (id != 0) {
+            index_put(index, hash_of(intern, id), id);
         }
     }
     if (old.slots != NULL) {
@@ -187,37 +193,51 @@ add_filename(_PyTraceIntern *intern, const _PyTraceFilename *name,
     return 0;
 }
 
-int
-_PyTraceIntern_Filename(_PyTraceIntern *intern, const _PyTraceFilename *name,
-                        const void *text, uint32_t *id)
+// 0 if it is not there.
+static uint32_t
+find_filename(const _PyTraceIntern *intern, const _PyTraceFilename *name,
+              const void *text)
 {
-    _PyTraceIndex *index = &intern->filename_index;
-    if (index_reserve(intern, index, filename_hash) < 0) {
-        return -1;
-    }
+    const _PyTraceIndex *index = &intern->filename_index;
     size_t size = name->length * (size_t)name->kind;
+    if (index->slots == NULL) {
+        return 0;
+    }
     INDEX_PROBE(index, name->hash, i) {
-        uint32_t found = index->slots[i];
-        if (found == 0) {
-            if (add_filename(intern, name, text) < 0) {
-                return -1;
-            }
-            *id = (uint32_t)intern->filenames.length;
-            index->slots[i] = *id;
-            index->used++;
+        uint32_t id = index->slots[i];
+        if (id == 0) {
             return 0;
         }
-        const _PyTraceFilename *item = filename_item(intern, found);
+        const _PyTraceFilename *item = filename_item(intern, id);
         if (item->hash == name->hash
             && item->kind == name->kind
             && item->length == name->length
             && (size == 0
                 || memcmp(text_at(intern, item->offset), text, size) == 0))
         {
-            *id = found;
-            return 0;
+            return id;
         }
     }
+}
+
+int
+_PyTraceIntern_Filename(_PyTraceIntern *intern, const _PyTraceFilename *name,
+                        const void *text, uint32_t *id)
+{
+    *id = find_filename(intern, name, text);
+    if (*id != 0) {
+        return 0;
+    }
+    _PyTraceIndex *index = &intern->filename_index;
+    if (index_reserve(intern, index, filename_hash) < 0
+        || add_filename(intern, name, text) < 0)
+    {
+        return -1;
+    }
+    *id = (uint32_t)intern->filenames.length;
+    index_put(index, name->hash, *id);
+    index->used++;
+    return 0;
 }
 
 const _PyTraceFilename *
@@ -290,9 +310,35 @@ _PyTraceIntern_AddFrame(_PyTraceIntern *intern, _PyTraceFrame frame)
     return 0;
 }
 
+// One that is made of the pending frames; _PyTraceback_NONE if there is none.
+static _PyTraceback_Id
+find_pending(const _PyTraceIntern *intern, const _PyTraceback *traceback)
+{
+    const _PyTraceIndex *index = &intern->traceback_index;
+    if (index->slots == NULL) {
+        return _PyTraceback_NONE;
+    }
+    INDEX_PROBE(index, traceback->hash, i) {
+        _PyTraceback_Id id = index->slots[i];
+        if (id == _PyTraceback_NONE) {
+            return id;
+        }
+        const _PyTraceback *item = traceback_item(intern, id);
+        if (item->hash == traceback->hash
+            && item->nframe == traceback->nframe
+            && item->total_nframe == traceback->total_nframe
+            && memcmp(frame_at(intern, item->first),
+                      frame_at(intern, traceback->first),
+                      item->nframe * sizeof(_PyTraceFrame)) == 0)
+        {
+            return id;
+        }
+    }
+}
+
 // Make the pending frames a traceback of their own.
 static int
-add_traceback(_PyTraceIntern *intern, const _PyTraceback *traceback)
+add_pending(_PyTraceIntern *intern, const _PyTraceback *traceback)
 {
     if (intern->tracebacks.length >= UINT32_MAX - 2
         || array_reserve(intern->allocator, &intern->tracebacks,
@@ -318,40 +364,28 @@ _PyTraceIntern_EndTraceback(_PyTraceIntern *intern, size_t total_nframe,
         return 0;
     }
     total_nframe = Py_MIN(total_nframe, UINT16_MAX);
-
-    _PyTraceIndex *index = &intern->traceback_index;
-    if (index_reserve(intern, index, traceback_hash) < 0) {
-        return -1;
-    }
-    const _PyTraceFrame *frames = frame_at(intern, intern->frames.length);
     _PyTraceback traceback = {
         .first = intern->frames.length,
-        .hash = hash_frames(frames, nframe, total_nframe),
+        .hash = hash_frames(frame_at(intern, intern->frames.length),
+                            nframe, total_nframe),
         .nframe = (uint16_t)nframe,
         .total_nframe = (uint16_t)total_nframe,
     };
-    INDEX_PROBE(index, traceback.hash, i) {
-        uint32_t found = index->slots[i];
-        if (found == 0) {
-            if (add_traceback(intern, &traceback) < 0) {
-                return -1;
-            }
-            *id = (uint32_t)intern->tracebacks.length + _PyTraceback_UNKNOWN;
-            index->slots[i] = *id;
-            index->used++;
-            return 0;
-        }
-        const _PyTraceback *item = traceback_item(intern, found);
-        if (item->hash == traceback.hash
-            && item->nframe == traceback.nframe
-            && item->total_nframe == traceback.total_nframe
-            && memcmp(frame_at(intern, item->first), frames,
-                      nframe * sizeof(_PyTraceFrame)) == 0)
-        {
-            *id = found;
-            return 0;
-        }
+    *id = find_pending(intern, &traceback);
+    if (*id != _PyTraceback_NONE) {
+        return 0;
     }
+
+    _PyTraceIndex *index = &intern->traceback_index;
+    if (index_reserve(intern, index, traceback_hash) < 0
+        || add_pending(intern, &traceback) < 0)
+    {
+        return -1;
+    }
+    *id = (uint32_t)intern->tracebacks.length + _PyTraceback_UNKNOWN;
+    index_put(index, traceback.hash, *id);
+    index->used++;
+    return 0;
 }
 
 const _PyTraceback *

@@ -1,11 +1,8 @@
 // The traces of an interpreter: an open-addressing hash table keyed by domain
 // and address.  A plain container: the caller locks.
 //
-// The hash is multiplicative (Knuth, The Art of Computer Programming, volume
-// 3, section 6.4), twice: after one multiplication blocks at some strides, and
-// pools at some distances, still lie on top of each other.  Its range is
-// reduced by multiplication instead of a mask, so that the table may have any
-// size.  Deleting is Knuth's Algorithm 6.4R, which moves later entries of a
+// The range of the hash is reduced by multiplication instead of a mask, so that
+// the table may have any size.  Deleting is Knuth's Algorithm 6.4R, which moves later entries of a
 // cluster back instead of leaving tombstones.
 
 #include "Python.h"
@@ -13,24 +10,18 @@
 
 #define MIN_CAPACITY 64
 
-// 2**64 divided by the golden ratio.
-#define HASH_MULTIPLIER UINT64_C(0x9E3779B97F4A7C15)
-
 // Load is at most 3/4 when the table is grown, then half of that: linear
 // probing needs 8.5 slots for a miss at 3/4, 1.8 at 3/8.
 #define CAPACITY_LIMIT(capacity) ((capacity) / 4 * 3)
 
 
-static size_t
+static inline size_t
 home_slot(const _PyTraceTable *table, unsigned int domain, uintptr_t ptr)
 {
-    uint64_t hash = (uint64_t)ptr + ((uint64_t)domain << 32) + domain;
-    hash *= HASH_MULTIPLIER;
-    hash ^= hash >> 32;
-    hash *= HASH_MULTIPLIER;
-    // The low bits of a product are weak; 32 high ones are enough for any
-    // table that fits into memory, which is at most a few billion slots.
-    return (size_t)(((hash >> 32) * (uint64_t)table->capacity) >> 32);
+    // 32 bits are enough for any table that fits into memory, which is at most
+    // a few billion slots.
+    uint64_t hash = _PyTraceTable_Hash(domain, ptr);
+    return (size_t)((hash * (uint64_t)table->capacity) >> 32);
 }
 
 static inline size_t
@@ -177,7 +168,7 @@ probe_passes(size_t home, size_t hole, size_t i)
 }
 
 void
-_PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace)
+_PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace, bool keep_room)
 {
     assert(!is_free(trace));
     size_t hole = (size_t)(trace - table->slots);
@@ -195,7 +186,16 @@ _PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace)
     }
     table->slots[hole].traceback = _PyTraceback_NONE;
     table->used--;
+    if (keep_room) {
+        table->reserved++;
+    }
     shrink(table);
+}
+
+void
+_PyTraceTable_ForgetReservations(_PyTraceTable *table)
+{
+    table->reserved = 0;
 }
 
 const _PyTrace *

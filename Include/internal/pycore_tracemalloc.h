@@ -11,8 +11,10 @@
 //   Modules/_tracemalloc.c        the Python module; raw data to objects
 //   Python/tracemalloc.c          start, stop, fork, the end; public C API
 //   Python/tracemalloc_hooks.c    allocator hooks, reference tracer
-//   Python/tracemalloc_books.c    record, forget, copy out; the counters
+//   Python/tracemalloc_books.c    record, take, copy out
 //   Python/tracemalloc_capture.c  a thread's frames to a traceback id
+//   Python/tracemalloc_counters.c    the process-wide sum and its peak
+//   Python/tracemalloc_directory.c   who has the trace of a block
 //   Python/tracemalloc_intern.c   filenames and tracebacks, to ids and back
 //   Python/tracemalloc_table.c    (domain, address) to (size, traceback id)
 //
@@ -26,10 +28,15 @@
 //   2. PyInterpreterState.tracemalloc.mutex      one interpreter's books; a
 //                                                thread holds one at a time,
 //                                                but for fork()
+//   3. _PyTraceDirectory.mutex                   the directory
 //   3. _PyRuntime.allocators.mutex               while hooks are put in or out
 //
+// A thread that is attached records and frees blocks of its own with the
+// second alone.  It takes the first where the sum reaches a new peak, where it
+// frees what another interpreter has traced, and to start, stop or query.
+//
 // Hooks run with HEAD_LOCK() held, so that comes before all of them and must
-// not be taken under any.  All three are taken without detaching the thread
+// not be taken under any.  All are taken without detaching the thread
 // state (the GIL is never released, so no other code runs in between); hence,
 // while one of them is held: no Python object is made or released, nothing
 // waits for the GIL, the world is not stopped, and memory comes only from the
@@ -51,10 +58,168 @@ extern "C" {
 #  error "this header requires Py_BUILD_CORE define"
 #endif
 
+#include "pycore_llist.h"         // struct llist_node
 #include "pycore_lock.h"          // PyMutex
 #include "pycore_tracemalloc_containers.h"  // _PyTraceTable
 
 #include <stdbool.h>
+
+
+typedef struct _tracemalloc_runtime_state _PyTraceRuntime;
+typedef struct _tracemalloc_interp_state _PyTraceBooks;
+
+
+/* --- Counters ----------------------------------------------------------- */
+
+// The sum of all traced sizes and its peak, in bytes.  Guarded by the
+// runtime's mutex.
+typedef struct {
+    // The sum, and all credit given out on top of it.
+    size_t committed;
+
+    // The largest value that the sum has had: since the first interpreter
+    // began to trace, or since it was reset.
+    size_t peak;
+
+    // Accounts that are not closed.
+    struct llist_node open;
+} _PyTraceCounters;
+
+// Through which an interpreter changes the counters.
+typedef struct {
+    // Bytes that may be added without asking, or _PyTraceAccount_CLOSED.
+    // Atomic; becomes closed, or open again, under the runtime's mutex only.
+    Py_ssize_t credit;
+
+    struct llist_node open;       // guarded by the runtime's mutex
+} _PyTraceAccount;
+
+#define _PyTraceAccount_CLOSED (-1)
+
+// To be called before anything else.
+extern void _PyTraceCounters_Init(_PyTraceCounters *counters);
+extern void _PyTraceAccount_Init(_PyTraceAccount *account);
+
+// Might _TryAdd() succeed?  A hint.
+static inline bool
+_PyTraceAccount_MayAdd(const _PyTraceAccount *account, size_t size)
+{
+    Py_ssize_t credit = _Py_atomic_load_ssize_relaxed(&account->credit);
+    return credit >= 0 && (size_t)credit >= size;
+}
+
+// Add to the sum, or take from it.  False if that can't be done without the
+// runtime's mutex; nothing has changed then.
+static inline bool
+_PyTraceAccount_TryAdd(_PyTraceAccount *account, size_t size)
+{
+    Py_ssize_t credit = _Py_atomic_load_ssize_relaxed(&account->credit);
+    while (credit >= 0 && (size_t)credit >= size) {
+        if (_Py_atomic_compare_exchange_ssize(&account->credit, &credit,
+                                              credit - (Py_ssize_t)size))
+        {
+            return true;
+        }
+    }
+    return false;
+}
+
+static inline bool
+_PyTraceAccount_TryRemove(_PyTraceAccount *account, size_t size)
+{
+    Py_ssize_t credit = _Py_atomic_load_ssize_relaxed(&account->credit);
+    while (credit >= 0) {
+        if (_Py_atomic_compare_exchange_ssize(&account->credit, &credit,
+                                              credit + (Py_ssize_t)size))
+        {
+            return true;
+        }
+    }
+    return false;
+}
+
+// The same with the runtime's mutex held, as for all below.  _Add() returns -1
+// if the sum would exceed PY_SSIZE_T_MAX; _Remove() cannot fail.
+extern int _PyTraceCounters_Add(
+    _PyTraceCounters *counters, _PyTraceAccount *account, size_t size);
+extern void _PyTraceCounters_Remove(
+    _PyTraceCounters *counters, _PyTraceAccount *account, size_t size);
+
+// Close an account and take from the sum all that was added through it.
+extern void _PyTraceCounters_Forget(
+    _PyTraceCounters *counters, _PyTraceAccount *account, size_t traced);
+
+extern size_t _PyTraceCounters_Sum(_PyTraceCounters *counters);
+extern void _PyTraceCounters_ResetPeak(_PyTraceCounters *counters);
+
+
+/* --- Directory ---------------------------------------------------------- */
+
+#define _Py_TRACE_GROUP_BITS 12
+
+// From a block to the books with its trace: for traces of blocks that anybody
+// may free.  Guarded by `mutex` unless noted.  Takes that itself, after the
+// locks of the books.
+typedef struct {
+    PyMutex mutex;
+
+    // The `size` of an entry is the address of the books.
+    _PyTraceTable table;
+
+    // Number of entries, by group.  Written under the mutex; read without it,
+    // relaxed.
+    uint32_t groups[1 << _Py_TRACE_GROUP_BITS];
+} _PyTraceDirectory;
+
+// NULL if there is no memory.
+extern _PyTraceDirectory *_PyTraceDirectory_New(void);
+
+// Free the memory of the table if nothing is in it; what is put in later
+// comes from this allocator.  Needed before the first use.
+extern void _PyTraceDirectory_Renew(
+    _PyTraceDirectory *directory, const PyMemAllocatorEx *allocator);
+
+static inline uint32_t *
+_PyTraceDirectory_Group(_PyTraceDirectory *directory,
+                        unsigned int domain, uintptr_t ptr)
+{
+    uint32_t hash = _PyTraceTable_Hash(domain, ptr);
+    return &directory->groups[hash >> (32 - _Py_TRACE_GROUP_BITS)];
+}
+
+// False if a block that the calling thread owns is not in the directory.
+static inline bool
+_PyTraceDirectory_MayHave(_PyTraceDirectory *directory,
+                          unsigned int domain, uintptr_t ptr)
+{
+    return _Py_atomic_load_uint32_relaxed(
+        _PyTraceDirectory_Group(directory, domain, ptr)) != 0;
+}
+
+// The books with the trace of a block, or NULL.
+extern _PyTraceBooks *_PyTraceDirectory_Find(
+    _PyTraceDirectory *directory, unsigned int domain, uintptr_t ptr);
+
+// Room for one more entry, as for _PyTraceTable_Reserve(); _Put() uses it up.
+extern int _PyTraceDirectory_Reserve(_PyTraceDirectory *directory);
+extern void _PyTraceDirectory_Unreserve(_PyTraceDirectory *directory);
+extern void _PyTraceDirectory_Put(
+    _PyTraceDirectory *directory, _PyTraceBooks *books,
+    unsigned int domain, uintptr_t ptr);
+
+// Remove an entry of these books.  Returns true if its room was kept.
+extern bool _PyTraceDirectory_Remove(
+    _PyTraceDirectory *directory, _PyTraceBooks *books,
+    unsigned int domain, uintptr_t ptr, bool keep_room);
+
+// Remove the entries of all traces in a table of these books.
+extern void _PyTraceDirectory_RemoveAll(
+    _PyTraceDirectory *directory, _PyTraceBooks *books,
+    const _PyTraceTable *shared);
+
+// Bytes of memory held for so many of the entries.
+extern size_t _PyTraceDirectory_Memory(
+    _PyTraceDirectory *directory, size_t nentries);
 
 
 /* --- State -------------------------------------------------------------- */
@@ -71,7 +236,7 @@ struct _tracemalloc_allocators {
 
 // Makes _tracemalloc_runtime_state as large as it was in 3.13.0, where that
 // was measured: on 64-bit Linux.
-#define _Py_TRACEMALLOC_PADDING 16
+#define _Py_TRACEMALLOC_PADDING 19
 
 // Process-wide.  Guarded by `mutex` unless noted.
 struct _tracemalloc_runtime_state {
@@ -96,15 +261,13 @@ struct _tracemalloc_runtime_state {
     // release order; read without it, with acquire order.
     struct _tracemalloc_allocators *below;
 
-    // Whose shared traces are whose: the `size` of an entry is the address of
-    // the books.  Lets a free find the owner in one look, however many
-    // interpreters trace.
-    _PyTraceTable directory;
+    // Whose shared traces are whose.  NULL until an interpreter begins to
+    // trace, then never changed or freed.  Written under the mutex, with
+    // release order; read without it, with acquire order.  Has a lock of its
+    // own.
+    _PyTraceDirectory *directory;
 
-    // Sum of the sizes of all traces of all interpreters, in bytes, and the
-    // largest value that it has had since the first of them began to trace.
-    size_t traced_memory;
-    size_t peak_traced_memory;
+    _PyTraceCounters counters;
 
     // The last epoch given to an interpreter's books.
     uint64_t epoch;
@@ -146,11 +309,14 @@ struct _tracemalloc_interp_state {
     bool shares_all;
 
     // Changes whenever traceback ids lose their meaning.  Unique over all
-    // interpreters.
+    // interpreters.  Written under both mutexes, read under one of them.
     uint64_t epoch;
 
     // Sum of the sizes in both tables, in bytes.
     size_t traced_memory;
+
+    // Where these bytes are counted.  Has rules of its own.
+    _PyTraceAccount account;
 
     // Blocks that are freed by this interpreter, or by one that uses its
     // object allocator: those of the "mem" and "object" domains.
@@ -184,9 +350,6 @@ extern int _PyTraceCapture_Traceback(
 
 /* --- Books -------------------------------------------------------------- */
 
-typedef struct _tracemalloc_runtime_state _PyTraceRuntime;
-typedef struct _tracemalloc_interp_state _PyTraceBooks;
-
 // What _PyTraceBooks_Open() sets up and _Close() takes away.
 typedef struct {
     _PyTraceTable traces;
@@ -194,12 +357,29 @@ typedef struct {
     _PyTraceIntern intern;
 } _PyTraceContents;
 
-// A trace taken out of the books, to be put back or dropped.
+// Room for one trace, promised by some books.
 typedef struct {
-    uint64_t epoch;               // of the books that it is from; 0: none
-    bool shared;                  // from which of their tables
+    _PyTraceBooks *books;         // may be gone: to be compared only
+    uint64_t epoch;               // of these books; 0: no books
+    bool shared;                  // which of their tables
+    bool reserved;                // is there room in it?
+    bool listed;                  // is there room in the directory?
+} _PyTraceRoom;
+
+// A trace taken out of the books; none if room.epoch is 0.
+typedef struct {
+    _PyTraceRoom room;
     _PyTrace trace;
 } _PyTraceTaken;
+
+// The calling thread, with the books of its interpreter, which may be closed;
+// without a thread state, the main interpreter's.
+typedef struct {
+    _PyTraceRuntime *runtime;
+    _PyTraceBooks *books;
+    PyThreadState *tstate;        // attached or detached, or NULL
+    bool locked;                  // does it hold the runtime's mutex?
+} _PyTraceCaller;
 
 // A copy of an interpreter's traces, for a query.
 typedef struct {
@@ -220,12 +400,32 @@ _PyTraceRuntime_IsIdle(_PyTraceRuntime *runtime)
 extern void _PyTraceRuntime_Lock(_PyTraceRuntime *runtime);
 extern void _PyTraceRuntime_Unlock(_PyTraceRuntime *runtime);
 
-// All below need the runtime to be locked, unless noted; those which are given
-// books lock these themselves.
+// Lock the runtime for the rest of the call, if it isn't.  Not with books
+// locked.
+static inline void
+_PyTraceCaller_Lock(_PyTraceCaller *caller)
+{
+    if (!caller->locked) {
+        _PyTraceRuntime_Lock(caller->runtime);
+        caller->locked = true;
+    }
+}
+
+// The counterpart of _PyTraceCaller_Begin(), see below.
+static inline void
+_PyTraceCaller_End(_PyTraceCaller *caller)
+{
+    if (caller->locked) {
+        _PyTraceRuntime_Unlock(caller->runtime);
+    }
+}
+
+// These need the runtime to be locked.
 
 // Begin and end to trace.  What was in the books on closing is moved to
-// `contents`, to be freed by _PyTraceContents_Free() outside the locks.
-extern void _PyTraceBooks_Open(
+// `contents`, to be freed by _PyTraceContents_Free() outside the locks.  _Open
+// returns -1 if there is no memory.
+extern int _PyTraceBooks_Open(
     _PyTraceRuntime *runtime, _PyTraceBooks *books, int max_nframe,
     bool shares_all);
 extern void _PyTraceBooks_Close(
@@ -238,47 +438,50 @@ extern void _PyTraceBooks_Clear(
     _PyTraceRuntime *runtime, _PyTraceBooks *books,
     _PyTraceContents *contents);
 
-// Record a block with the traceback of the calling thread (see
-// _PyTraceCapture_Traceback()), in place of a trace that the books may have
-// at its address.  `shared` if anybody may free it.  -1 if there is no memory;
-// nothing has changed then.
-extern int _PyTraceBooks_Record(
-    _PyTraceRuntime *runtime, _PyTraceBooks *books, PyThreadState *tstate,
+// These lock what they need, the runtime included.  What they cost does not
+// depend on the number of interpreters, but for _Settle() of another one's.
+
+// Record a block in the caller's books, which are open, with the traceback of
+// the calling thread (see _PyTraceCapture_Traceback()).  A trace that anybody
+// had for this block is dropped.  `shared` if anybody may free the block.
+// -1 if there is no memory; nothing has changed then.
+extern int _PyTraceCaller_Record(
+    _PyTraceCaller *caller, unsigned int domain, uintptr_t ptr, size_t size,
+    bool shared);
+
+// Take out the trace of a block, whosever it is, to drop it; or, if
+// `keep_room`, to finish it by _Rerecord() or _Settle().
+extern void _PyTraceCaller_Take(
+    _PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
+    bool keep_room, _PyTraceTaken *taken);
+
+// The block of the trace taken out was reallocated: record it anew, in the
+// caller's books, which are open.  Cannot fail if the trace was from there,
+// for then it has its room; otherwise the block may remain without one.
+extern void _PyTraceCaller_Rerecord(
+    _PyTraceCaller *caller, _PyTraceTaken *taken,
     unsigned int domain, uintptr_t ptr, size_t size, bool shared);
 
-// The trace of a block or NULL, with the books locked.
-extern _PyTrace *_PyTraceBooks_Find(
-    _PyTraceBooks *books, unsigned int domain, uintptr_t ptr);
+// Put the trace back, or drop it for good.  Neither can fail; nothing happens
+// if its books were cleared or closed in between.
+extern void _PyTraceCaller_Settle(
+    _PyTraceCaller *caller, _PyTraceTaken *taken, bool put_back);
 
 // Give the trace of a block in domain 0, if there is one, the traceback of
-// the calling thread; false if there is none.  Without memory for it the trace
-// stays as it was.  An attached thread need not lock the runtime for its own
-// interpreter's books.
-extern bool _PyTraceBooks_Reattribute(
-    _PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr);
+// the calling thread, which is attached and whose books are open.  Without
+// memory for it the trace stays as it was.  A trace in the books of another
+// interpreter that shares the object allocator moves to the caller's.
+extern void _PyTraceCaller_Reattribute(_PyTraceCaller *caller, uintptr_t ptr);
 
-// Take out the trace of a block, whosever it is; `first` is the most likely
-// owner.  What that costs does not depend on the number of interpreters.  The
-// room of the trace is kept until _PyTraceRuntime_Settle().
-extern void _PyTraceRuntime_Take(
-    _PyTraceRuntime *runtime, _PyTraceBooks *first,
-    unsigned int domain, uintptr_t ptr, _PyTraceTaken *taken);
-
-// The same, but from all books except these.
-extern void _PyTraceRuntime_TakeFromOthers(
-    _PyTraceRuntime *runtime, _PyTraceBooks *books,
-    unsigned int domain, uintptr_t ptr, _PyTraceTaken *taken);
-
-// Put the trace back, or drop it for good.  Neither can fail; nothing happens
-// if its books were cleared or closed in between.  `first` are the books that
-// it is most likely from.
-extern void _PyTraceRuntime_Settle(
-    _PyTraceRuntime *runtime, _PyTraceBooks *first,
-    const _PyTraceTaken *taken, bool put_back);
+// The trace of a block or NULL, and in which table it is; with the books
+// locked.
+extern _PyTrace *_PyTraceBooks_Find(
+    _PyTraceBooks *books, unsigned int domain, uintptr_t ptr, bool *shared);
 
 // Copy the books, which must be open.  -1 if there is no memory; nothing is
 // left in `snapshot` then.
-extern int _PyTraceBooks_Snapshot(
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(int) _PyTraceBooks_Snapshot(
     _PyTraceBooks *books, _PyTraceSnapshot *snapshot);
 
 // The same for a single block; ntraces is 0 if it has no trace.
@@ -287,7 +490,8 @@ extern int _PyTraceBooks_SnapshotBlock(
     _PyTraceSnapshot *snapshot);
 
 // Needs no lock.
-extern void _PyTraceSnapshot_Free(_PyTraceSnapshot *snapshot);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceSnapshot_Free(_PyTraceSnapshot *snapshot);
 
 // Bytes of memory held, with this interpreter's part of the directory.
 extern size_t _PyTraceBooks_Memory(
@@ -309,11 +513,12 @@ extern bool _PyTraceHooks_SetReentrant(_PyTraceBooks *books, bool reentrant);
 // freeing or reallocating the block, or NULL.  With the runtime locked.
 extern const _PyTraceTaken *_PyTraceHooks_GetTaken(_PyTraceBooks *books);
 
-// The books of the calling thread: those of its thread state's interpreter,
-// or of the main one if it has none.  *tstate is set to that thread state or
-// NULL.  With the runtime locked, and valid until it is unlocked.
-extern _PyTraceBooks *_PyTraceHooks_CallerBooks(
-    _PyTraceRuntime *runtime, PyThreadState **tstate);
+// Find out who is calling.  Locks the runtime unless the thread is attached.
+// Valid until _PyTraceCaller_End(), which unlocks it.
+extern void _PyTraceCaller_Begin(_PyTraceCaller *caller);
+
+// The same with the runtime locked already.
+extern void _PyTraceCaller_BeginLocked(_PyTraceCaller *caller);
 
 // For PyRefTracer_SetTracer() and _GetTracer(): the user's tracer, which is
 // called by ours while an interpreter traces.
@@ -327,28 +532,37 @@ extern PyRefTracer _PyTraceMalloc_GetRefTracer(void **data);
 
 // Start tracing; does nothing if it traces already.  -1 with an exception
 // set, and nothing changed, if it can't.
-extern int _PyTraceMalloc_Start(int max_nframe);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(int) _PyTraceMalloc_Start(int max_nframe);
 
 // Stop tracing and forget all traces; does nothing if it does not trace.
-extern void _PyTraceMalloc_Stop(void);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceMalloc_Stop(void);
 
-extern int _PyTraceMalloc_IsTracing(void);
-extern void _PyTraceMalloc_ClearTraces(void);
-extern int _PyTraceMalloc_GetTracebackLimit(void);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(int) _PyTraceMalloc_IsTracing(void);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceMalloc_ClearTraces(void);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(int) _PyTraceMalloc_GetTracebackLimit(void);
 
 // Bytes of memory used to keep this interpreter's traces.
 extern size_t _PyTraceMalloc_GetMemory(void);
 
 // Copy all traces, or that of one block.  -1 with MemoryError set.
-extern int _PyTraceMalloc_Snapshot(_PyTraceSnapshot *snapshot);
-extern int _PyTraceMalloc_SnapshotBlock(
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(int) _PyTraceMalloc_Snapshot(_PyTraceSnapshot *snapshot);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(int) _PyTraceMalloc_SnapshotBlock(
     unsigned int domain, uintptr_t ptr, _PyTraceSnapshot *snapshot);
 
 // These are process-wide.
 
 // Sizes in bytes; both are 0 if no interpreter traces.
-extern void _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak);
-extern void _PyTraceMalloc_ResetPeak(void);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceMalloc_ResetPeak(void);
 
 // The interpreter is about to be deleted, or died in a fork: stop tracing for
 // good.  Needs no thread state.

@@ -44,6 +44,22 @@ typedef struct {
     size_t reserved;              // slots promised by _PyTraceTable_Reserve()
 } _PyTraceTable;
 
+// Multiplicative (Knuth, The Art of Computer Programming, volume 3, section
+// 6.4), twice: after one multiplication blocks at some strides, and pools at
+// some distances, still lie on top of each other.  Only the high bits of a
+// product are good.
+static inline uint32_t
+_PyTraceTable_Hash(unsigned int domain, uintptr_t ptr)
+{
+    // 2**64 divided by the golden ratio.
+    const uint64_t multiplier = UINT64_C(0x9E3779B97F4A7C15);
+    uint64_t hash = (uint64_t)ptr + ((uint64_t)domain << 32) + domain;
+    hash *= multiplier;
+    hash ^= hash >> 32;
+    hash *= multiplier;
+    return (uint32_t)(hash >> 32);
+}
+
 // The functions of this header are exported for '_testinternalcapi' shared
 // extension.
 
@@ -67,8 +83,13 @@ PyAPI_FUNC(void) _PyTraceTable_Put(
 PyAPI_FUNC(_PyTrace *) _PyTraceTable_Find(
     const _PyTraceTable *table, unsigned int domain, uintptr_t ptr);
 
-// Remove a trace that _PyTraceTable_Find() has returned.
-PyAPI_FUNC(void) _PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace);
+// Remove a trace that _PyTraceTable_Find() has returned, and perhaps reserve
+// the room that it had.
+PyAPI_FUNC(void) _PyTraceTable_Remove(
+    _PyTraceTable *table, _PyTrace *trace, bool keep_room);
+
+// Nobody will come for what was promised.
+PyAPI_FUNC(void) _PyTraceTable_ForgetReservations(_PyTraceTable *table);
 
 // Walk all traces: the next one, or the first after NULL; NULL after the last.
 // The table must not change meanwhile.

@@ -542,6 +542,18 @@ class PairTests:
             interp.ask(f"[capi.tracemalloc_peak_of(n) for n in {sizes}]"),
             [0] * len(sizes))
 
+    def test_peak_without_lock(self):
+        # Below the peak nobody asks for the lock of the counters.  With every
+        # query it is asked for once, by everybody.
+        interp = self.create(self.config)
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        for i in range(3):
+            capi.tracemalloc_use_credit()
+            interp.run("capi.tracemalloc_use_credit()")
+            self.assert_sums(interp)
+            interp.run("tracemalloc.reset_peak()")
+
     def test_peak_is_of_the_sum(self):
         # 4 MB here and then 4 MB there is no more than 4 MB at a time.
         first = self.create(self.config)

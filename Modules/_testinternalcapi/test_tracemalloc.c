@@ -13,6 +13,7 @@
 #include "parts.h"
 #include "pycore_interp.h"        // _PyInterpreterState_LookUpID()
 #include "pycore_lock.h"          // PyEvent
+#include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc.h"   // _PyTraceMalloc_GetTraceback()
 
 #include <stdlib.h>               // malloc(), free(), abort()
@@ -1178,6 +1179,49 @@ tracemalloc_track_at_exit(PyObject *self, PyObject *Py_UNUSED(args))
 }
 
 
+/* --- Without the runtime's lock ----------------------------------------- */
+
+/* What an attached thread does most: allocate, reallocate and free blocks of
+   its own.  Whoever waits for the lock in here waits forever. */
+static int
+use_credit(size_t size)
+{
+    for (int i = 0; i < 1000; i++) {
+        void *raw = PyMem_RawMalloc(size);
+        void *obj = PyObject_Malloc(size);
+        void *larger = obj == NULL ? NULL : PyObject_Realloc(obj, 2 * size);
+        PyMem_RawFree(raw);
+        PyObject_Free(larger != NULL ? larger : obj);
+        if (larger == NULL || raw == NULL) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(use_credit_doc,
+"tracemalloc_use_credit()\n"
+"\n"
+"Allocate, reallocate and free small blocks while the lock of the runtime's\n"
+"tracemalloc state is held.  The sum is brought well below its peak before.");
+
+static PyObject *
+tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    /* What is freed becomes credit. */
+    PyMem_RawFree(PyMem_RawMalloc(1 << 20));
+
+    PyMutex *mutex = &_PyRuntime.tracemalloc.mutex;
+    PyMutex_Lock(mutex);
+    int res = use_credit(64);
+    PyMutex_Unlock(mutex);
+    if (res < 0) {
+        return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+}
+
+
 /* --- The functions ------------------------------------------------------ */
 
 static PyMethodDef test_methods[] = {
@@ -1217,6 +1261,8 @@ static PyMethodDef test_methods[] = {
      take_keys_doc},
     {"tracemalloc_track_at_exit", tracemalloc_track_at_exit, METH_NOARGS,
      track_at_exit_doc},
+    {"tracemalloc_use_credit", tracemalloc_use_credit, METH_NOARGS,
+     use_credit_doc},
     {NULL},
 };
 

@@ -292,7 +292,7 @@ remove_trace(_PyTraceTable *table, const _PyTrace *trace)
     CHECK(found != NULL, "lost the trace of (%u, %zx)",
           trace->domain, (size_t)trace->ptr);
     size_t capacity = table->capacity;
-    _PyTraceTable_Remove(table, found);
+    _PyTraceTable_Remove(table, found, false);
     CHECK(table->capacity == capacity
           || table->used + table->reserved <= table->limit / 2,
           "the table has shrunk so far that it will soon grow again");
@@ -382,7 +382,7 @@ home_slot(test_state *t, unsigned int domain, uintptr_t ptr)
     _PyTraceTable_Put(&t->ruler, &trace);
     _PyTrace *slot = _PyTraceTable_Find(&t->ruler, domain, ptr);
     size_t home = (size_t)(slot - t->ruler.slots);
-    _PyTraceTable_Remove(&t->ruler, slot);
+    _PyTraceTable_Remove(&t->ruler, slot, false);
     (void)_PyTraceTable_Reserve(&t->ruler);
     return home;
 }
