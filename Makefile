@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # CPython's own make is told its number of jobs by JOBS, not by this one.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-.PHONY: demo tree build test stock export check-series clean help
+.PHONY: demo tree build test oracle model stock export check-series clean help
 
 demo:
 	@STEPS=5 scripts/tree.sh
@@ -28,6 +28,16 @@ test:
 	@STEPS=4 STEP=2 scripts/build.sh
 	@STEP=4 scripts/test.sh
 
+oracle: export CONFIG := $(or $(CONFIG),debug)
+oracle:
+	@STEPS=5 scripts/tree.sh
+	@STEPS=5 STEP=2 scripts/build.sh
+	@STEPS=5 STEP=4 scripts/oracle.sh
+
+model:
+	@STEPS=2 scripts/tree.sh
+	@build/cpython/Tools/tracemalloc/check_model.sh
+
 stock:
 	@STEPS=3 scripts/build.sh stock
 
@@ -45,6 +55,8 @@ help:
 	@echo "make tree          build/cpython: a git tree of CPython 3.13.5 with the series"
 	@echo "make build         build it in build/CONFIG; after an edit only what changed"
 	@echo "make test          build (CONFIG=debug) and run the tests"
+	@echo "make oracle        compare with the oracle's books (MINUTES=1, SEED=, CONFIG=debug)"
+	@echo "make model         check the model of the counters with SPIN"
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
 	@echo "make export        commits of build/cpython -> patches/ and the folders"
 	@echo "make check-series  patches apply, folders are equal (EACH=1: each one builds)"

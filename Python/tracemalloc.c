@@ -345,6 +345,14 @@ _PyTraceMalloc_ResetPeak(void)
 
 /* --- Public C API ------------------------------------------------------- */
 
+// In Python's own domain an interpreter also has traces of blocks that are not
+// in the directory, since nobody else may free them.
+static bool
+may_be_any_block(unsigned int domain)
+{
+    return domain == 0;
+}
+
 int
 PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size)
 {
@@ -355,6 +363,7 @@ PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size)
     _PyTraceCaller_Begin(&caller);
     int res = -2;
     if (caller.books->tracing) {
+        caller.any_block = may_be_any_block(domain);
         res = _PyTraceCaller_Record(&caller, domain, ptr, size, true);
     }
     _PyTraceCaller_End(&caller);
@@ -370,6 +379,7 @@ PyTraceMalloc_Untrack(unsigned int domain, uintptr_t ptr)
     _PyTraceCaller caller;
     _PyTraceTaken taken;
     _PyTraceCaller_Begin(&caller);
+    caller.any_block = may_be_any_block(domain);
     _PyTraceCaller_Take(&caller, domain, ptr, false, &taken);
     _PyTraceCaller_End(&caller);
     return 0;

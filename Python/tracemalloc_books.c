@@ -1,12 +1,9 @@
 // An interpreter's books: its traces.  Who allocates, and when, is the hooks'
 // business.
 //
-// Whenever the mutex of the books is free,
-//
-//   books->traced_memory == sum of the sizes of the traces in the books
-//                        == what the account stands for in the counters
-//
-// and the directory has an entry for each trace in the table `shared`.
+// Whenever the mutex of the books is free, the sizes of the traces in both
+// tables are what was added through the account, and the directory has an
+// entry for each trace in the table `shared`.
 
 #include "Python.h"
 #include "pycore_pystate.h"       // _PyInterpreterState_HasFeature()
@@ -61,9 +58,7 @@ take_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     contents->traces = books->traces;
     contents->shared = books->shared;
     contents->intern = books->intern;
-    _PyTraceCounters_Forget(&runtime->counters, &books->account,
-                            books->traced_memory);
-    books->traced_memory = 0;
+    _PyTraceCounters_Forget(&runtime->counters, &books->account);
     init_contents(runtime, books);
 }
 
@@ -101,7 +96,6 @@ _PyTraceBooks_Open(_PyTraceRuntime *runtime, _PyTraceBooks *books,
         return -1;
     }
     lock_books(books);
-    assert(books->traced_memory == 0);
     init_contents(runtime, books);
     _PyTraceAccount_Init(&books->account);
     books->max_nframe = max_nframe;
@@ -176,7 +170,6 @@ change_size(_PyTraceCaller *caller, _PyTraceBooks *books,
 {
     _PyTraceCounters *counters = &caller->runtime->counters;
     _PyTraceAccount *account = &books->account;
-    assert(from <= books->traced_memory);
     if (from < to) {
         if (!_PyTraceAccount_TryAdd(account, to - from)) {
             if (!caller->locked) {
@@ -193,7 +186,6 @@ change_size(_PyTraceCaller *caller, _PyTraceBooks *books,
         }
         _PyTraceCounters_Remove(counters, account, from - to);
     }
-    books->traced_memory += to - from;
     return DONE;
 }
 
@@ -389,6 +381,23 @@ shares_main_objects(_PyTraceCaller *caller)
                                              Py_RTFLAGS_USE_MAIN_OBMALLOC);
 }
 
+// Take out the trace of a block that no other interpreter may free.
+static void
+take_private(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
+             bool keep_room, _PyTraceTaken *taken)
+{
+    _PyTraceCaller_Lock(caller);
+    for (_PyTraceBooks *books = caller->runtime->tracing; books != NULL;
+         books = books->next)
+    {
+        if (books != caller->books
+            && take_from(caller, books, domain, ptr, keep_room, taken))
+        {
+            return;
+        }
+    }
+}
+
 // Take out the trace of a block that is not in the caller's books.
 static void
 take_foreign(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
@@ -413,7 +422,10 @@ take_foreign(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
             return;
         }
     }
-    if (shares_main_objects(caller)) {
+    if (caller->any_block) {
+        take_private(caller, domain, ptr, keep_room, taken);
+    }
+    else if (shares_main_objects(caller)) {
         (void)take_from(caller, &_PyRuntime._main_interpreter.tracemalloc,
                         domain, ptr, keep_room, taken);
     }

@@ -8,17 +8,18 @@
 // has credit can add that much without making a new peak, whatever the others
 // do meanwhile.  What is freed becomes credit.
 //
-// At any time, whoever holds the lock may rely on this, where an account's
-// `traced` is the sum of the sizes that it stands for:
+// At any time, whoever holds the lock may rely on this:
 //
-//   committed == sum of (traced + credit) over all open accounts
-//                + sum of traced over all closed ones
+//   share     == what was added through the account and not taken from it,
+//                + its credit if it is open
+//   committed == sum of all shares
 //   committed <= peak
 //
-// so that the sum is never above the peak.  To learn the sum itself, or to
-// raise the peak, all accounts are closed first: their credit is taken away,
-// and whoever wants to change a closed account has to come here, under the
-// lock.  So the sum stands still at that moment.
+// so that the sum is never above the peak.  What is added without the lock
+// turns credit into something added, and leaves the shares as they are.  To
+// learn the sum itself, or to raise the peak, all accounts are closed first:
+// their credit is taken away, and whoever wants to change a closed account has
+// to come here, under the lock.  So the sum stands still at that moment.
 //
 // Closing is an atomic exchange of the credit, adding and removing are atomic
 // compare-and-exchanges.  An account is opened by its next operation and so
@@ -43,6 +44,7 @@ void
 _PyTraceAccount_Init(_PyTraceAccount *account)
 {
     _Py_atomic_store_ssize(&account->credit, _PyTraceAccount_CLOSED);
+    account->share = 0;
 }
 
 // Take the credit of an account away.
@@ -54,7 +56,9 @@ close_account(_PyTraceCounters *counters, _PyTraceAccount *account)
     if (credit == _PyTraceAccount_CLOSED) {
         return;
     }
-    assert((size_t)credit <= counters->committed);
+    assert((size_t)credit <= account->share);
+    assert(account->share <= counters->committed);
+    account->share -= (size_t)credit;
     counters->committed -= (size_t)credit;
     llist_remove(&account->open);
 }
@@ -69,7 +73,7 @@ close_all(_PyTraceCounters *counters)
     // Now committed is the sum.
 }
 
-// `credit` is committed already.
+// `credit` is in the account's share already.
 static void
 open_account(_PyTraceCounters *counters, _PyTraceAccount *account,
              size_t credit)
@@ -98,6 +102,7 @@ _PyTraceCounters_Add(_PyTraceCounters *counters, _PyTraceAccount *account,
     // more comes again a logarithmic number of times.
     size_t credit = (counters->peak - counters->committed) / 2;
     counters->committed += credit;
+    account->share += size + credit;
     open_account(counters, account, credit);
     return 0;
 }
@@ -107,18 +112,19 @@ _PyTraceCounters_Remove(_PyTraceCounters *counters, _PyTraceAccount *account,
                         size_t size)
 {
     if (!_PyTraceAccount_TryRemove(account, size)) {
-        // What was traced becomes credit, so committed stays.
+        // What was added becomes credit, so the share stays.
+        assert(size <= account->share);
         open_account(counters, account, size);
     }
 }
 
 void
-_PyTraceCounters_Forget(_PyTraceCounters *counters, _PyTraceAccount *account,
-                        size_t traced)
+_PyTraceCounters_Forget(_PyTraceCounters *counters, _PyTraceAccount *account)
 {
     close_account(counters, account);
-    assert(traced <= counters->committed);
-    counters->committed -= traced;
+    assert(account->share <= counters->committed);
+    counters->committed -= account->share;
+    account->share = 0;
 }
 
 size_t

@@ -47,6 +47,7 @@ static void
 identify(_PyTraceCaller *caller, PyThreadState *tstate)
 {
     caller->tstate = tstate;
+    caller->any_block = false;
     caller->books = tstate != NULL ? &tstate->interp->tracemalloc
                     : &_PyRuntime._main_interpreter.tracemalloc;
 }

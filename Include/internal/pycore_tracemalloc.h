@@ -91,7 +91,11 @@ typedef struct {
     // Atomic; becomes closed, or open again, under the runtime's mutex only.
     Py_ssize_t credit;
 
-    struct llist_node open;       // guarded by the runtime's mutex
+    // What has been added and not taken, in bytes, with the credit of an open
+    // account.  Guarded by the runtime's mutex, as is `open`.
+    size_t share;
+
+    struct llist_node open;
 } _PyTraceAccount;
 
 #define _PyTraceAccount_CLOSED (-1)
@@ -147,7 +151,7 @@ extern void _PyTraceCounters_Remove(
 
 // Close an account and take from the sum all that was added through it.
 extern void _PyTraceCounters_Forget(
-    _PyTraceCounters *counters, _PyTraceAccount *account, size_t traced);
+    _PyTraceCounters *counters, _PyTraceAccount *account);
 
 extern size_t _PyTraceCounters_Sum(_PyTraceCounters *counters);
 extern void _PyTraceCounters_ResetPeak(_PyTraceCounters *counters);
@@ -312,10 +316,7 @@ struct _tracemalloc_interp_state {
     // interpreters.  Written under both mutexes, read under one of them.
     uint64_t epoch;
 
-    // Sum of the sizes in both tables, in bytes.
-    size_t traced_memory;
-
-    // Where these bytes are counted.  Has rules of its own.
+    // Where the sizes in both tables are counted.  Has rules of its own.
     _PyTraceAccount account;
 
     // Blocks that are freed by this interpreter, or by one that uses its
@@ -379,6 +380,7 @@ typedef struct {
     _PyTraceBooks *books;
     PyThreadState *tstate;        // attached or detached, or NULL
     bool locked;                  // does it hold the runtime's mutex?
+    bool any_block;               // may it name any block, freed or not?
 } _PyTraceCaller;
 
 // A copy of an interpreter's traces, for a query.
@@ -439,7 +441,8 @@ extern void _PyTraceBooks_Clear(
     _PyTraceContents *contents);
 
 // These lock what they need, the runtime included.  What they cost does not
-// depend on the number of interpreters, but for _Settle() of another one's.
+// depend on the number of interpreters, but for _Settle() of another one's and
+// for `any_block`.
 
 // Record a block in the caller's books, which are open, with the traceback of
 // the calling thread (see _PyTraceCapture_Traceback()).  A trace that anybody
@@ -514,7 +517,8 @@ extern bool _PyTraceHooks_SetReentrant(_PyTraceBooks *books, bool reentrant);
 extern const _PyTraceTaken *_PyTraceHooks_GetTaken(_PyTraceBooks *books);
 
 // Find out who is calling.  Locks the runtime unless the thread is attached.
-// Valid until _PyTraceCaller_End(), which unlocks it.
+// Valid until _PyTraceCaller_End(), which unlocks it.  A hook gets only blocks
+// that its caller owns: `any_block` is false.
 extern void _PyTraceCaller_Begin(_PyTraceCaller *caller);
 
 // The same with the runtime locked already.

@@ -993,6 +993,21 @@ class ForeignTests:
                     f"{how!r}, {TIMEOUT})"), 0)
                 self.check_untracked()
 
+    def test_untrack_object(self):
+        # Nobody but its interpreter may free it; anybody may name it.
+        addr = self.interp.ask(f"id(obj := bytes({MARK}))")
+        self.assertIsNotNone(self.ask_traceback(self.interp, addr))
+        self.assertEqual(capi.tracemalloc_track(0, addr, 99), 0)
+        self.assertIsNone(self.ask_traceback(self.interp, addr))
+        self.assertEqual(self.interp.ask(
+            f"capi.tracemalloc_untrack(0, {addr})"), 0)
+        self.assertIsNone(capi._PyTraceMalloc_GetTraceback(0, addr))
+
+        addr = self.interp.ask(f"id(obj := bytes({MARK}))")
+        self.assertEqual(capi.tracemalloc_untrack(0, addr), 0)
+        self.assertIsNone(self.ask_traceback(self.interp, addr))
+        self.assert_sums(self.interp)
+
     def test_untrack_is_of_one_domain(self):
         self.interp.run(f"""
             capi.tracemalloc_track({DOMAIN}, {ADDRESS}, 99)
@@ -1718,8 +1733,8 @@ class LifecycleTests(ScriptBase):
 
 @unittest.skipUnless(hasattr(os, 'fork'), 'need os.fork()')
 @support.requires_fork()
-class ForkTests(ScriptBase):
-    """The child of a fork, with and without other interpreters."""
+class ForkBase(ScriptBase):
+    """Scripts that fork."""
 
     FORK = """
         import signal
@@ -1743,6 +1758,10 @@ class ForkTests(ScriptBase):
     def run_fork(self, script, *args):
         script = textwrap.dedent(self.FORK) + textwrap.dedent(script)
         self.run_script(script, '-W', 'ignore::DeprecationWarning', *args)
+
+
+class ForkTests(ForkBase):
+    """The child of a fork, with and without other interpreters."""
 
     def test_live_interpreters(self):
         # Without tracing: the child has nothing to do with them.
@@ -2308,7 +2327,7 @@ class ReportedTests(ScriptBase):
 # --- Python initialized again --------------------------------------------
 
 @support.requires_subprocess()
-class EmbeddingTests(EmbeddingTestsMixin, unittest.TestCase):
+class EmbeddingBase(EmbeddingTestsMixin, unittest.TestCase):
 
     def run_traced(self, *args, malloc=None, tracemalloc='3'):
         env = os.environ.copy()
@@ -2321,6 +2340,9 @@ class EmbeddingTests(EmbeddingTestsMixin, unittest.TestCase):
         with support.SuppressCrashReport():
             return self.run_embedded_interpreter(
                 *args, env=env, timeout=support.LONG_TIMEOUT)
+
+
+class EmbeddingTests(EmbeddingBase):
 
     def test_subinterpreters(self):
         for malloc in None, 'debug':

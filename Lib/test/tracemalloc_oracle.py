@@ -130,7 +130,7 @@ def make_noise(kind):
 # --- The driver -----------------------------------------------------------
 
 class Population:
-    """The interpreters and threads that there are."""
+    """The interpreters that there are, with their threads."""
 
     def __init__(self, rng, may_fail):
         import _interpreters
@@ -138,37 +138,23 @@ class Population:
         self.rng = rng
         self.may_fail = may_fail
         self.created = 0
-        self.subinterps = []      # (id, index, config, actors)
-        self.main = self.add_interp(_interpreters.get_main()[0], 2)
-        self.add_actor(self.main[1], stateless=True)
-        self.add_actor(self.main[1], stateless=True)
-
-    def add_actor(self, index, stateless=False):
-        return capi.tracemalloc_oracle_add_actor(index, stateless)
-
-    def add_interp(self, id, nactors):
-        index = capi.tracemalloc_oracle_add_interp(id, self.may_fail)
-        actors = [self.add_actor(index) for _ in range(nactors)]
-        return id, index, actors
+        self.subinterps = []      # (id, index in the oracle)
+        main_id = _interpreters.get_main()[0]
+        capi.tracemalloc_oracle_add(main_id, 2, 2, may_fail)
 
     def create(self):
         config = self.rng.choice(('legacy', 'isolated'))
         id = self.interpreters.create(config)
+        index = capi.tracemalloc_oracle_add(id, self.rng.randint(1, 2), 0,
+                                            self.may_fail)
+        self.subinterps.append((id, index))
         self.created += 1
-        interp = self.add_interp(id, self.rng.randint(1, 2))
-        self.subinterps.append((*interp, config))
 
     def destroy(self):
-        which = self.rng.randrange(len(self.subinterps))
-        id, index, actors, config = self.subinterps.pop(which)
-        # Objects of interpreters that share the main one's allocator may
-        # outlive them, if there is such a thing to share.
-        drain = config == 'isolated' or bool(
-            __import__('sysconfig').get_config_var('Py_GIL_DISABLED'))
-        for actor in actors:
-            capi.tracemalloc_oracle_remove_actor(actor, drain)
+        n = self.rng.randrange(len(self.subinterps))
+        id, index = self.subinterps.pop(n)
+        capi.tracemalloc_oracle_remove(index)
         self.interpreters.destroy(id)
-        capi.tracemalloc_oracle_remove_interp(index)
 
     def change(self):
         n = len(self.subinterps)
@@ -178,41 +164,54 @@ class Population:
             self.destroy()
 
 
+def run_rounds(args, rng, population):
+    """Yield the number of traces that were compared in each round."""
+    while True:
+        population.change()
+        parallel = (args.mode == 'parallel'
+                    or args.mode == 'both' and rng.random() < 0.5)
+        nsteps = rng.choice((20, 100, args.steps))
+        if parallel:
+            # Races need time, and steps are fast.
+            nsteps *= 10
+        quiet = parallel and rng.random() < 0.5
+        try:
+            yield capi.tracemalloc_oracle_round(
+                rng.getrandbits(64), nsteps, parallel, quiet)
+        except AssertionError as exc:
+            mode = 'parallel' if parallel else 'serial'
+            raise AssertionError(
+                f'{mode}, {nsteps} steps{", quiet" * quiet}: {exc}') from None
+
+
 def run(args):
     import random
     import time
 
     rng = random.Random(args.seed)
     population = Population(rng, not args.no_failures)
-    start = reported = time.monotonic()
+    start = reported = now = time.monotonic()
     rounds = compared = 0
 
     def report():
-        print(f'{rounds} rounds in {time.monotonic() - start:.0f} s, '
+        print(f'{rounds} rounds in {now - start:.0f} s, '
               f'{population.created} interpreters created, '
               f'{compared} traces compared', flush=True)
 
-    while args.rounds is None or rounds < args.rounds:
-        population.change()
-        parallel = (args.mode == 'parallel'
-                    or args.mode == 'both' and rng.random() < 0.5)
-        nsteps = rng.choice((20, 100, args.steps))
-        quiet = parallel and rng.random() < 0.5
-        try:
-            compared += capi.tracemalloc_oracle_round(
-                rng.getrandbits(64), nsteps, parallel, quiet)
-        except AssertionError as exc:
-            mode = 'parallel' if parallel else 'serial'
-            print(f'seed {args.seed}, round {rounds} ({mode}, {nsteps} steps'
-                  f'{", quiet" if quiet else ""}): {exc}', flush=True)
-            return 1
-        rounds += 1
-        now = time.monotonic()
-        if now - reported > 10:
-            report()
-            reported = now
-        if args.rounds is None and now - start > args.minutes * 60:
-            break
+    try:
+        for n in run_rounds(args, rng, population):
+            rounds += 1
+            compared += n
+            now = time.monotonic()
+            if now - reported > 10:
+                report()
+                reported = now
+            if (rounds == args.rounds
+                or not args.rounds and now - start > args.minutes * 60):
+                break
+    except AssertionError as exc:
+        print(f'seed {args.seed}, round {rounds} ({exc})', flush=True)
+        return 1
     while population.subinterps:
         population.destroy()
     report()
@@ -241,13 +240,11 @@ def main():
     args = parser.parse_args()
     if args.seed is None:
         args.seed = int.from_bytes(os.urandom(4))
-    print(f'tracemalloc_oracle: seed {args.seed}', flush=True)
+    print(f'seed {args.seed}', flush=True)
     if args.timeout:
         faulthandler.dump_traceback_later(args.timeout, exit=True)
-    status = run(args)
-    sys.stdout.flush()
-    # Actors are still there, and their blocks.
-    os._exit(status)
+    # The main interpreter's actors are still there, and their blocks.
+    os._exit(run(args))
 
 
 if __name__ == '__main__':

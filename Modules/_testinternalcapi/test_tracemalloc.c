@@ -1147,6 +1147,375 @@ tracemalloc_take_keys(PyObject *self, PyObject *args)
 }
 
 
+/* --- An allocator below the hooks --------------------------------------- */
+
+/* Installed before tracing starts, so that tracemalloc wraps it and gets its
+   own memory from it as well.  It does one of two things when it is told to:
+   it has no memory for some requests of one thread, or it holds one thread up
+   in the middle of a request. */
+
+#define NO_THREAD 0u
+// What debug allocators may add to the size of a block.
+#define DEBUG_EXTRA 64
+
+static struct {
+    int installed;
+    PyMemAllocatorEx wrapped[3];        // by PyMemAllocatorDomain
+
+    unsigned long thread;               // atomic: whose requests fail
+    // The rest is for that thread alone.
+    Py_ssize_t start;                   // the first request that fails
+    Py_ssize_t stop;                    // the first after it that does not
+    size_t spare;                       // blocks of this size never fail
+    Py_ssize_t count;                   // requests so far
+    Py_ssize_t failed;                  // requests that failed
+    void *spared;                       // a block of that size, if not freed
+
+    uintptr_t gate;                     // atomic: a size, or an address
+    PyEvent gate_reached;
+    PyEvent gate_open;
+} below;
+
+static int
+is_failing_thread(void)
+{
+    unsigned long thread = _Py_atomic_load_ulong(&below.thread);
+    return thread != NO_THREAD && thread == PyThread_get_thread_ident();
+}
+
+static int
+is_spared(size_t size)
+{
+    return below.spare != 0
+           && size >= below.spare && size - below.spare <= DEBUG_EXTRA;
+}
+
+static int
+has_no_memory(size_t size)
+{
+    if (!is_failing_thread() || is_spared(size)) {
+        return 0;
+    }
+    Py_ssize_t i = below.count++;
+    if (i < below.start || i >= below.stop) {
+        return 0;
+    }
+    below.failed++;
+    return 1;
+}
+
+static void
+note_block(void *ptr, size_t size)
+{
+    if (ptr != NULL && is_failing_thread() && size == below.spare) {
+        below.spared = ptr;
+    }
+}
+
+/* The first thread that comes with this size or address waits. */
+static void
+wait_at_gate(uintptr_t key)
+{
+    if (key != 0
+        && _Py_atomic_compare_exchange_uintptr(&below.gate, &key, 0))
+    {
+        _PyEvent_Notify(&below.gate_reached);
+        while (!PyEvent_WaitTimed(&below.gate_open, 1000 * 1000 * 1000, 0)) {
+        }
+    }
+}
+
+static void *
+below_malloc(void *ctx, size_t size)
+{
+    PyMemAllocatorEx *wrapped = (PyMemAllocatorEx *)ctx;
+    if (has_no_memory(size)) {
+        return NULL;
+    }
+    wait_at_gate(size);
+    void *ptr = wrapped->malloc(wrapped->ctx, size);
+    note_block(ptr, size);
+    return ptr;
+}
+
+static void *
+below_calloc(void *ctx, size_t nelem, size_t elsize)
+{
+    PyMemAllocatorEx *wrapped = (PyMemAllocatorEx *)ctx;
+    if (has_no_memory(nelem * elsize)) {
+        return NULL;
+    }
+    wait_at_gate(nelem * elsize);
+    void *ptr = wrapped->calloc(wrapped->ctx, nelem, elsize);
+    note_block(ptr, nelem * elsize);
+    return ptr;
+}
+
+static void *
+below_realloc(void *ctx, void *ptr, size_t size)
+{
+    PyMemAllocatorEx *wrapped = (PyMemAllocatorEx *)ctx;
+    if (has_no_memory(size)) {
+        return NULL;
+    }
+    wait_at_gate(size);
+    ptr = wrapped->realloc(wrapped->ctx, ptr, size);
+    note_block(ptr, size);
+    return ptr;
+}
+
+static void
+below_free(void *ctx, void *ptr)
+{
+    PyMemAllocatorEx *wrapped = (PyMemAllocatorEx *)ctx;
+    wait_at_gate((uintptr_t)ptr);
+    if (is_failing_thread() && ptr == below.spared) {
+        below.spared = NULL;
+    }
+    wrapped->free(wrapped->ctx, ptr);
+}
+
+PyDoc_STRVAR(below_install_doc,
+"tracemalloc_below_install()\n"
+"--\n\n"
+"Wrap the allocators, so that they can be made to fail or to wait.");
+
+static PyObject *
+tracemalloc_below_install(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    if (below.installed) {
+        PyErr_SetString(PyExc_RuntimeError, "installed already");
+        return NULL;
+    }
+    below.installed = 1;
+    for (int i = 0; i < (int)Py_ARRAY_LENGTH(below.wrapped); i++) {
+        PyMemAllocatorDomain domain = (PyMemAllocatorDomain)i;
+        PyMem_GetAllocator(domain, &below.wrapped[i]);
+        PyMemAllocatorEx alloc = {
+            .ctx = &below.wrapped[i],
+            .malloc = below_malloc,
+            .calloc = below_calloc,
+            .realloc = below_realloc,
+            .free = below_free,
+        };
+        PyMem_SetAllocator(domain, &alloc);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(below_remove_doc,
+"tracemalloc_below_remove()\n"
+"--\n\n"
+"Set the allocators that tracemalloc_below_install() has found.");
+
+static PyObject *
+tracemalloc_below_remove(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    if (!below.installed) {
+        PyErr_SetString(PyExc_RuntimeError, "not installed");
+        return NULL;
+    }
+    for (int i = 0; i < (int)Py_ARRAY_LENGTH(below.wrapped); i++) {
+        PyMem_SetAllocator((PyMemAllocatorDomain)i, &below.wrapped[i]);
+    }
+    below.installed = 0;
+    Py_RETURN_NONE;
+}
+
+/* From here on requests of this thread fail. */
+static int
+begin_failing(Py_ssize_t start, Py_ssize_t stop, Py_ssize_t spare)
+{
+    if (!below.installed) {
+        PyErr_SetString(PyExc_RuntimeError, "not installed");
+        return -1;
+    }
+    below.start = start;
+    below.stop = stop;
+    below.spare = (size_t)spare;
+    below.count = below.failed = 0;
+    below.spared = NULL;
+    _Py_atomic_store_ulong(&below.thread, PyThread_get_thread_ident());
+    return 0;
+}
+
+static void
+end_failing(void)
+{
+    _Py_atomic_store_ulong(&below.thread, NO_THREAD);
+}
+
+PyDoc_STRVAR(call_failing_doc,
+"tracemalloc_call_failing(func, start, stop)\n"
+"--\n\n"
+"Call func() without memory for the requests from 'start' up to 'stop'.\n\n"
+"Return (exception or None, number of requests that failed).");
+
+static PyObject *
+tracemalloc_call_failing(PyObject *self, PyObject *args)
+{
+    PyObject *func;
+    Py_ssize_t start, stop;
+    if (!PyArg_ParseTuple(args, "Onn", &func, &start, &stop)
+        || begin_failing(start, stop, 0) < 0)
+    {
+        return NULL;
+    }
+    PyObject *res = PyObject_CallNoArgs(func);
+    PyObject *exc = PyErr_GetRaisedException();
+    end_failing();
+    Py_XDECREF(res);
+    if (exc == NULL) {
+        exc = Py_NewRef(Py_None);
+    }
+    return Py_BuildValue("Nn", exc, below.failed);
+}
+
+static void *
+domain_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
+{
+    switch (domain) {
+    case PYMEM_DOMAIN_RAW:
+        return ptr ? PyMem_RawRealloc(ptr, size) : PyMem_RawMalloc(size);
+    case PYMEM_DOMAIN_MEM:
+        return ptr ? PyMem_Realloc(ptr, size) : PyMem_Malloc(size);
+    default:
+        return ptr ? PyObject_Realloc(ptr, size) : PyObject_Malloc(size);
+    }
+}
+
+static int
+parse_domain(const char *name, PyMemAllocatorDomain *domain)
+{
+    static const char * const names[] = {"raw", "mem", "obj"};
+    for (int i = 0; i < (int)Py_ARRAY_LENGTH(names); i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *domain = (PyMemAllocatorDomain)i;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "unknown allocator domain: '%s'", name);
+    return -1;
+}
+
+PyDoc_STRVAR(realloc_failing_doc,
+"tracemalloc_realloc_failing(domain, address, size, start, stop, spare)\n"
+"--\n\n"
+"Reallocate a block in the domain 'raw', 'mem' or 'obj', or allocate one if\n"
+"the address is 0, without memory for the requests from 'start' to 'stop'.\n\n"
+"If 'spare' is true then the block itself does not fail nor count.  Return\n"
+"(address or None, number of requests that failed, is a block lost?).");
+
+static PyObject *
+tracemalloc_realloc_failing(PyObject *self, PyObject *args)
+{
+    const char *name;
+    PyObject *addr;
+    Py_ssize_t size, start, stop;
+    int spare;
+    PyMemAllocatorDomain domain;
+    if (!PyArg_ParseTuple(args, "sOnnnp", &name, &addr, &size,
+                          &start, &stop, &spare)
+        || parse_domain(name, &domain) < 0)
+    {
+        return NULL;
+    }
+    void *ptr = PyLong_AsVoidPtr(addr);
+    if ((ptr == NULL && PyErr_Occurred())
+        || begin_failing(start, stop, spare ? size : 0) < 0)
+    {
+        return NULL;
+    }
+    ptr = domain_realloc(domain, ptr, (size_t)size);
+    end_failing();
+    int lost = ptr == NULL && below.spared != NULL;
+    addr = ptr == NULL ? Py_NewRef(Py_None) : PyLong_FromVoidPtr(ptr);
+    return Py_BuildValue("Nni", addr, below.failed, lost);
+}
+
+PyDoc_STRVAR(domain_free_doc,
+"tracemalloc_domain_free(domain, address)\n"
+"--\n\n"
+"Free a block of the domain 'raw', 'mem' or 'obj'.");
+
+static PyObject *
+tracemalloc_domain_free(PyObject *self, PyObject *args)
+{
+    const char *name;
+    PyObject *addr;
+    PyMemAllocatorDomain domain;
+    if (!PyArg_ParseTuple(args, "sO", &name, &addr)
+        || parse_domain(name, &domain) < 0)
+    {
+        return NULL;
+    }
+    void *ptr = PyLong_AsVoidPtr(addr);
+    if (ptr == NULL && PyErr_Occurred()) {
+        return NULL;
+    }
+    switch (domain) {
+    case PYMEM_DOMAIN_RAW:
+        PyMem_RawFree(ptr);
+        break;
+    case PYMEM_DOMAIN_MEM:
+        PyMem_Free(ptr);
+        break;
+    case PYMEM_DOMAIN_OBJ:
+        PyObject_Free(ptr);
+        break;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(gate_close_doc,
+"tracemalloc_gate_close(key)\n"
+"--\n\n"
+"Hold up the first thread that asks the allocators for a block of this size,\n"
+"or frees the block at this address.");
+
+static PyObject *
+tracemalloc_gate_close(PyObject *self, PyObject *key)
+{
+    void *value = PyLong_AsVoidPtr(key);
+    if (value == NULL && PyErr_Occurred()) {
+        return NULL;
+    }
+    below.gate_reached = below.gate_open = (PyEvent){0};
+    _Py_atomic_store_uintptr(&below.gate, (uintptr_t)value);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(gate_wait_doc,
+"tracemalloc_gate_wait(timeout=60.0)\n"
+"--\n\n"
+"Wait, without the GIL, until a thread stands at the gate.");
+
+static PyObject *
+tracemalloc_gate_wait(PyObject *self, PyObject *args)
+{
+    double timeout = DEFAULT_TIMEOUT;
+    if (!PyArg_ParseTuple(args, "|d", &timeout)
+        || wait_for_event(&below.gate_reached, timeout, 1) < 0)
+    {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(gate_open_doc,
+"tracemalloc_gate_open()\n"
+"--\n\n"
+"Let the thread at the gate go on.");
+
+static PyObject *
+tracemalloc_gate_open(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    _Py_atomic_store_uintptr(&below.gate, 0);
+    _PyEvent_Notify(&below.gate_open);
+    Py_RETURN_NONE;
+}
+
+
 /* --- After finalization ------------------------------------------------- */
 
 static void
@@ -1259,6 +1628,22 @@ static PyMethodDef test_methods[] = {
      METH_NOARGS, unset_ref_tracer_doc},
     {"tracemalloc_take_keys", tracemalloc_take_keys, METH_VARARGS,
      take_keys_doc},
+    {"tracemalloc_below_install", tracemalloc_below_install, METH_NOARGS,
+     below_install_doc},
+    {"tracemalloc_below_remove", tracemalloc_below_remove, METH_NOARGS,
+     below_remove_doc},
+    {"tracemalloc_call_failing", tracemalloc_call_failing, METH_VARARGS,
+     call_failing_doc},
+    {"tracemalloc_realloc_failing", tracemalloc_realloc_failing,
+     METH_VARARGS, realloc_failing_doc},
+    {"tracemalloc_domain_free", tracemalloc_domain_free, METH_VARARGS,
+     domain_free_doc},
+    {"tracemalloc_gate_close", tracemalloc_gate_close, METH_O,
+     gate_close_doc},
+    {"tracemalloc_gate_wait", tracemalloc_gate_wait, METH_VARARGS,
+     gate_wait_doc},
+    {"tracemalloc_gate_open", tracemalloc_gate_open, METH_NOARGS,
+     gate_open_doc},
     {"tracemalloc_track_at_exit", tracemalloc_track_at_exit, METH_NOARGS,
      track_at_exit_doc},
     {"tracemalloc_use_credit", tracemalloc_use_credit, METH_NOARGS,

@@ -105,7 +105,7 @@ typedef struct {
     size_t added;
 } tally_t;
 
-enum command { ENTER, STEPS, LEAVE, DRAIN, QUIT };
+enum command { ENTER, STEPS, LEAVE, QUIT };
 
 typedef struct {
     bool alive;
@@ -125,7 +125,8 @@ typedef struct {
     tally_t own;
     tally_t *tally;
     size_t seen;                  // largest traced memory that it has read
-    const char *op;               // the last one
+    const char *op;               // the last one, for messages
+    const char *op_how;
     size_t op_size;
 } actor_t;
 
@@ -149,7 +150,6 @@ typedef struct {
 } items_t;
 
 static struct {
-    bool ready;
     bool may_fail;                // may memory be asked for that isn't there?
     interp_t interps[MAX_INTERPS];
     actor_t actors[MAX_ACTORS];
@@ -216,12 +216,28 @@ failed(void)
     return _Py_atomic_load_int(&oracle.failed);
 }
 
+static actor_t *
+next_actor(actor_t *a)
+{
+    do {
+        a = a == NULL ? oracle.actors : a + 1;
+    } while (a < oracle.actors + MAX_ACTORS && !a->alive);
+    return a < oracle.actors + MAX_ACTORS ? a : NULL;
+}
+
+#define FOR_ACTORS(a) \
+    for (actor_t *a = NULL; (a = next_actor(a)) != NULL; )
+
+#define FOR_BLOCKS(b) \
+    for (int i_ = 0; i_ < NPOOLS * NSLOTS; i_++) \
+        for (block_t *b = oracle.pools[i_ / NSLOTS].slots[i_ % NSLOTS]; \
+             b != NULL; b = NULL)
+
 static void
 fail_step(actor_t *a, const char *what, long got)
 {
-    fail("actor %d (%s %d, %s): %s(%zu): %s (got %ld)", a->index,
-         a->home->kind, (int)(a->home - oracle.interps),
-         a->stateless ? "stateless" : a->attached ? "attached" : "detached",
+    fail("actor %d (%s %d, %s), %s(%zu): %s (got %ld)", a->index,
+         a->home->kind, (int)(a->home - oracle.interps), a->op_how,
          a->op, a->op_size, what, got);
 }
 
@@ -235,20 +251,30 @@ wait_for(_PySemaphore *semaphore)
 
 /* --- Tracebacks --------------------------------------------------------- */
 
-static uint64_t
-hash_text(int kind, const void *text, size_t length)
+/* Inner frames first; they have the hash `inner`. */
+static void
+set_frame(frame_t *frame, uint64_t inner, int kind, const void *text,
+          size_t length, int lineno)
 {
-    uint64_t hash = length;
+    uint64_t hash = mix(inner ^ length);
+    size_t first = length - Py_MIN(length, sizeof(frame->name) - 1);
     for (size_t i = 0; i < length; i++) {
-        hash = mix(hash ^ PyUnicode_READ(kind, text, i));
+        Py_UCS4 ch = PyUnicode_READ(kind, text, i);
+        hash = mix(hash ^ ch);
+        if (i >= first) {
+            frame->name[i - first] = ' ' <= ch && ch <= '~' ? (char)ch : '?';
+        }
     }
-    return hash;
+    frame->name[length - first] = 0;
+    // No line is 0 for tracemalloc.
+    frame->lineno = lineno < 0 ? 0 : (unsigned int)lineno;
+    frame->print = mix(hash ^ frame->lineno);
 }
 
-static uint64_t
-hash_frame(uint64_t inner, uint64_t filename, unsigned int lineno)
+static void
+set_unknown_frame(frame_t *frame, uint64_t inner)
 {
-    return mix(mix(inner ^ filename) ^ lineno);
+    set_frame(frame, inner, PyUnicode_1BYTE_KIND, "<unknown>", 9, 0);
 }
 
 static uint64_t
@@ -270,18 +296,6 @@ print_of(const frames_t *frames, int limit)
                           frames->total);
 }
 
-static void
-text_to_name(char *name, size_t size, int kind, const void *text,
-             size_t length)
-{
-    size_t first = length < size ? 0 : length - size + 1;
-    for (size_t i = first; i < length; i++) {
-        Py_UCS4 ch = PyUnicode_READ(kind, text, i);
-        *name++ = ' ' <= ch && ch <= '~' ? (char)ch : '?';
-    }
-    *name = 0;
-}
-
 static frames_t *
 new_frames(size_t total)
 {
@@ -289,86 +303,71 @@ new_frames(size_t total)
     frames_t *frames = alloc(sizeof(frames_t) + nframe * sizeof(frame_t));
     frames->total = total;
     frames->nframe = nframe;
-    frames->next = oracle.all_frames;
-    oracle.all_frames = frames;
+    frames_t *next;
+    do {
+        next = _Py_atomic_load_ptr(&oracle.all_frames);
+        frames->next = next;
+    } while (!_Py_atomic_compare_exchange_ptr(&oracle.all_frames, &next,
+                                              frames));
     return frames;
-}
-
-static void
-set_frame(frames_t *frames, size_t i, int kind, const void *text,
-          size_t length, int lineno)
-{
-    frame_t *frame = &frames->items[i];
-    // No line is 0 for tracemalloc.
-    frame->lineno = lineno < 0 ? 0 : (unsigned int)lineno;
-    frame->print = hash_frame(i == 0 ? 0 : frame[-1].print,
-                              hash_text(kind, text, length), frame->lineno);
-    text_to_name(frame->name, sizeof(frame->name), kind, text, length);
-}
-
-static void
-init_unknown(void)
-{
-    static const char text[] = "<unknown>";
-    oracle.unknown = new_frames(1);
-    set_frame(oracle.unknown, 0, PyUnicode_1BYTE_KIND, text, strlen(text), 0);
-}
-
-static size_t
-count_frames(void)
-{
-    size_t n = 0;
-    PyFrameObject *frame = (PyFrameObject *)Py_XNewRef(PyEval_GetFrame());
-    while (frame != NULL) {
-        n++;
-        Py_SETREF(frame, PyFrame_GetBack(frame));
-    }
-    return n;
 }
 
 /* The frames of the caller, by means of frame objects. */
-static PyMutex capture_mutex;
-
 static frames_t *
 capture(void)
 {
-    size_t total = count_frames();
-    PyMutex_Lock(&capture_mutex);
-    frames_t *frames = new_frames(total);
-    PyMutex_Unlock(&capture_mutex);
+    size_t total = 0;
     PyFrameObject *frame = (PyFrameObject *)Py_XNewRef(PyEval_GetFrame());
-    for (size_t i = 0; frame != NULL; i++) {
-        if (i < frames->nframe) {
-            PyCodeObject *code = PyFrame_GetCode(frame);
-            PyObject *name = code->co_filename;
-            set_frame(frames, i, PyUnicode_KIND(name), PyUnicode_DATA(name),
-                      (size_t)PyUnicode_GET_LENGTH(name),
-                      PyFrame_GetLineNumber(frame));
-            Py_DECREF(code);
-        }
+    for (; frame != NULL; total++) {
         Py_SETREF(frame, PyFrame_GetBack(frame));
     }
+    frames_t *frames = new_frames(total);
+    frame = (PyFrameObject *)Py_XNewRef(PyEval_GetFrame());
+    for (size_t i = 0; i < frames->nframe; i++) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        PyObject *name = code->co_filename;
+        set_frame(&frames->items[i], i == 0 ? 0 : frames->items[i - 1].print,
+                  PyUnicode_KIND(name), PyUnicode_DATA(name),
+                  (size_t)PyUnicode_GET_LENGTH(name),
+                  PyFrame_GetLineNumber(frame));
+        Py_DECREF(code);
+        Py_SETREF(frame, PyFrame_GetBack(frame));
+    }
+    Py_XDECREF(frame);
     return frames;
 }
 
-/* Of a trace that was read out. */
+/* A frame of a trace that was read out. */
+static void
+read_frame(const _PyTraceIntern *intern, const _PyTraceFrame *from,
+           uint64_t inner, frame_t *frame)
+{
+    const void *text;
+    const _PyTraceFilename *name =
+        _PyTraceIntern_GetFilename(intern, from->filename, &text);
+    if (name == NULL) {
+        set_unknown_frame(frame, inner);
+        // It has no line either, or else this is seen by the hash.
+        frame->print += from->lineno;
+        frame->lineno = from->lineno;
+    }
+    else {
+        set_frame(frame, inner, name->kind, text, name->length,
+                  (int)from->lineno);
+    }
+}
+
 static uint64_t
 print_of_trace(const _PyTraceIntern *intern, const _PyTrace *trace)
 {
     const _PyTraceFrame *frames;
     const _PyTraceback *traceback =
         _PyTraceIntern_GetTraceback(intern, trace->traceback, &frames);
-    uint64_t print = 0;
+    frame_t frame = {0};
     for (size_t i = 0; i < traceback->nframe; i++) {
-        const void *text = "<unknown>";
-        const _PyTraceFilename *name =
-            _PyTraceIntern_GetFilename(intern, frames[i].filename, &text);
-        uint64_t hash = name != NULL
-                        ? hash_text(name->kind, text, name->length)
-                        : hash_text(PyUnicode_1BYTE_KIND, "<unknown>", 9);
-        print = hash_frame(print, hash, frames[i].lineno);
+        read_frame(intern, &frames[i], frame.print, &frame);
     }
-    return hash_traceback(print, traceback->total_nframe);
+    return hash_traceback(frame.print, traceback->total_nframe);
 }
 
 
@@ -462,6 +461,8 @@ static void
 set_op(actor_t *a, const char *op, size_t size)
 {
     a->op = op;
+    a->op_how = a->stateless ? "stateless" : a->attached ? "attached"
+                : "detached";
     a->op_size = size;
 }
 
@@ -666,9 +667,8 @@ sum_of(interp_t *interp)
 {
     size_t sum = interp->baseline;
     int version = version_of(interp);
-    for (int i = 0; i < NPOOLS * NSLOTS; i++) {
-        block_t *b = oracle.pools[i / NSLOTS].slots[i % NSLOTS];
-        if (b != NULL && b->owner == (int)(interp - oracle.interps)
+    FOR_BLOCKS(b) {
+        if (b->owner == (int)(interp - oracle.interps)
             && need_of(b, version) != NO)
         {
             sum += b->size;
@@ -692,65 +692,50 @@ end_change(interp_t *interp, bool tracing, int limit)
     _Py_atomic_add_int(&interp->version, 1);
 }
 
+enum change { START, STOP, CLEAR };
+
 static void
-do_start(actor_t *a, int limit)
+call_change(actor_t *a, enum change what, int limit)
 {
-    interp_t *interp = a->home;
-    bool tracing = is_tracing(interp);
-    set_op(a, "start", (size_t)limit);
-    if (!tracing) {
-        begin_change(interp);
+    static const char * const names[] = {"start", "stop", "clear_traces"};
+    set_op(a, names[what], (size_t)limit);
+    if (what == STOP) {
+        _PyTraceMalloc_Stop();
     }
-    if (_PyTraceMalloc_Start(limit) < 0) {
+    else if (what == CLEAR) {
+        _PyTraceMalloc_ClearTraces();
+    }
+    else if (_PyTraceMalloc_Start(limit) < 0) {
         PyErr_Clear();
         fail_step(a, "it failed", -1);
     }
-    if (!tracing) {
-        end_change(interp, true, limit);
-    }
-    if (_PyTraceMalloc_GetTracebackLimit() != interp->limit) {
-        fail_step(a, "wrong limit", _PyTraceMalloc_GetTracebackLimit());
-    }
 }
 
 static void
-do_stop(actor_t *a)
+change(actor_t *a, enum change what, int limit)
 {
     interp_t *interp = a->home;
     unsigned int ignored;
-    set_op(a, "stop", 0);
-    if (!oracle.parallel) {
-        a->tally->size -= (Py_ssize_t)sum_of(interp);
-    }
-    if (is_tracing(interp)) {
-        begin_change(interp);
-        _PyTraceMalloc_Stop();
-        end_change(interp, false, interp->limit);
-    }
-    else {
-        _PyTraceMalloc_Stop();
-    }
-    if (!oracle.parallel && count_tracing(&ignored) == 0) {
-        a->tally->peak = 0;
-    }
-}
-
-static void
-do_clear(actor_t *a)
-{
-    interp_t *interp = a->home;
-    set_op(a, "clear_traces", 0);
-    if (!is_tracing(interp)) {
-        _PyTraceMalloc_ClearTraces();
+    if (is_tracing(interp) == (what == START)) {
+        // Changes nothing.
+        call_change(a, what, limit);
         return;
     }
     if (!oracle.parallel) {
         a->tally->size -= (Py_ssize_t)sum_of(interp);
-        a->tally->peak = a->tally->size;
     }
     begin_change(interp);
-    _PyTraceMalloc_ClearTraces();
-    end_change(interp, true, interp->limit);
+    call_change(a, what, limit);
+    end_change(interp, what != STOP,
+               what == START ? limit : interp->limit);
+    if (!oracle.parallel) {
+        if (what == CLEAR) {
+            a->tally->peak = a->tally->size;
+        }
+        else if (what == STOP && count_tracing(&ignored) == 0) {
+            a->tally->peak = 0;
+        }
+    }
 }
 
 static void
@@ -759,43 +744,43 @@ step_change(actor_t *a)
     static const int limits[] = {1, 1, 2, 3, 7, 25, 200, MAX_TOTAL_NFRAME};
     int limit = limits[rnd(a, Py_ARRAY_LENGTH(limits))];
     size_t what = rnd(a, 8);
-    if (what == 0) {
-        // Right with any number of threads in between, for it is one lock.
-        set_op(a, "reset_peak", 0);
-        if (!oracle.parallel) {
-            oracle.tally.peak = oracle.tally.size;
-        }
-        _PyTraceMalloc_ResetPeak();
-        return;
-    }
     PyMutex_Lock(&a->home->changing);
-    if (what == 1) {
-        do_stop(a);
+    if (what < 2) {
+        change(a, STOP, 0);
     }
     else if (what < 4) {
-        do_clear(a);
+        change(a, CLEAR, 0);
     }
     else {
         if (what < 6) {
-            do_stop(a);
+            change(a, STOP, 0);
         }
-        do_start(a, limit);
+        change(a, START, limit);
     }
     if (_PyTraceMalloc_IsTracing() != is_tracing(a->home)) {
         fail_step(a, "is_tracing() is wrong", _PyTraceMalloc_IsTracing());
     }
+    if (_PyTraceMalloc_GetTracebackLimit() != a->home->limit) {
+        fail_step(a, "wrong limit", _PyTraceMalloc_GetTracebackLimit());
+    }
     PyMutex_Unlock(&a->home->changing);
 }
 
+/* Look at everything, or set the peak back. */
 static void
-step_read(actor_t *a)
+step_look(actor_t *a)
 {
     size_t size, peak;
+    if (!oracle.quiet && rnd(a, 4) == 0) {
+        set_op(a, "reset_peak", 0);
+        _PyTraceMalloc_ResetPeak();
+        a->tally->peak = oracle.parallel ? a->tally->peak : a->tally->size;
+    }
+    set_op(a, "get_traced_memory", 0);
     _PyTraceMalloc_GetTracedMemory(&size, &peak);
     a->seen = Py_MAX(a->seen, size);
     if (size > peak) {
-        set_op(a, "get_traced_memory", size);
-        fail_step(a, "larger than the peak", (long)peak);
+        fail_step(a, "larger than the peak", (long)size);
     }
     if (a->attached) {
         _PyTraceSnapshot snapshot;
@@ -817,7 +802,7 @@ step(actor_t *a)
         step_change(a);
     }
     else if (what < 4) {
-        step_read(a);
+        step_look(a);
     }
     else if (what < 20) {
         step_block(a, POOL_TRACKED);
@@ -907,25 +892,24 @@ enter(actor_t *a)
     }
 }
 
-/* Free what no other interpreter may free. */
+/* Free the blocks of an object allocator that may end with the interpreter.
+   In the free-threaded build each thread has a heap of its own, which goes to
+   the thread's interpreter when the thread ends. */
 static void
-drain_pool(actor_t *a, int pool)
+drain(actor_t *a)
 {
+#ifndef Py_GIL_DISABLED
+    if (a->home->pool == POOL_MAIN) {
+        return;
+    }
+#endif
     for (int i = 0; i < NSLOTS; i++) {
-        block_t **slot = &oracle.pools[pool].slots[i];
-        if (*slot != NULL && (*slot)->kind != TRACKED) {
+        block_t **slot = &oracle.pools[a->home->pool].slots[i];
+        if (*slot != NULL) {
             step_free(a, *slot);
             *slot = NULL;
         }
     }
-}
-
-static void
-drain(actor_t *a)
-{
-    attach(a);
-    drain_pool(a, a->home->pool);
-    detach(a);
 }
 
 static void
@@ -959,20 +943,15 @@ static void
 actor_thread(void *arg)
 {
     actor_t *a = (actor_t *)arg;
-    enum command command;
     if (!a->stateless) {
         actor_begin(a);
     }
-    while ((command = report_and_wait(a)) != QUIT) {
-        if (command == ENTER) {
-            enter(a);
-        }
-        else {
-            drain(a);
-        }
+    while (report_and_wait(a) == ENTER) {
+        enter(a);
     }
     if (!a->stateless) {
         attach(a);
+        drain(a);
         Py_CLEAR(a->descend);
         PyThreadState_Clear(a->tstate);
         PyThreadState_DeleteCurrent();
@@ -992,11 +971,9 @@ static void
 tell_all(enum command command)
 {
     int n = 0;
-    for (int i = 0; i < MAX_ACTORS; i++) {
-        if (oracle.actors[i].alive) {
-            tell(&oracle.actors[i], command);
-            n++;
-        }
+    FOR_ACTORS(a) {
+        tell(a, command);
+        n++;
     }
     for (; n > 0; n--) {
         wait_for(&oracle.done);
@@ -1036,14 +1013,6 @@ compare_items(const void *x, const void *y)
 }
 
 static void
-sort_items(items_t *items)
-{
-    if (items->length > 0) {
-        qsort(items->items, items->length, sizeof(item_t), compare_items);
-    }
-}
-
-static void
 expect_block(items_t *expected, block_t *b)
 {
     item_t *item = add_item(expected);
@@ -1064,11 +1033,8 @@ expect_block(items_t *expected, block_t *b)
 static void
 collect_expected(items_t *expected, bool with_baseline)
 {
-    for (int i = 0; i < NPOOLS * NSLOTS; i++) {
-        block_t *b = oracle.pools[i / NSLOTS].slots[i % NSLOTS];
-        if (b != NULL) {
-            expect_block(expected, b);
-        }
+    FOR_BLOCKS(b) {
+        expect_block(expected, b);
     }
     for (size_t i = 0; with_baseline && i < oracle.baseline.length; i++) {
         item_t *item = &oracle.baseline.items[i];
@@ -1076,7 +1042,7 @@ collect_expected(items_t *expected, bool with_baseline)
             *add_item(expected) = *item;
         }
     }
-    sort_items(expected);
+    qsort(expected->items, expected->length, sizeof(item_t), compare_items);
 }
 
 /* Return the sum of the sizes. */
@@ -1117,67 +1083,57 @@ collect_found(items_t *found, _PyTraceSnapshot *snapshots)
         }
         free(prints);
     }
-    sort_items(found);
+    if (found->length > 0) {
+        qsort(found->items, found->length, sizeof(item_t), compare_items);
+    }
     oracle.ncompared += found->length;
     return sum;
 }
 
-typedef struct {
-    char text[800];
-    size_t length;
-} text_t;
-
-static void
-append(text_t *text, const char *format, ...)
+static size_t
+append(char *text, size_t size, size_t length, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    size_t room = sizeof(text->text) - text->length;
-    int n = vsnprintf(text->text + text->length, room, format, args);
+    int n = vsnprintf(text + length, size - length, format, args);
     va_end(args);
-    text->length += Py_MIN((size_t)Py_MAX(n, 0), room - 1);
+    return Py_MIN(length + (size_t)Py_MAX(n, 0), size - 1);
 }
 
+/* The trace of an item, expected or found, with its innermost frames. */
 static void
-describe_found(text_t *text, const item_t *item,
-               const _PyTraceSnapshot *snapshots)
+describe(char *text, size_t size, const item_t *item,
+         const _PyTraceSnapshot *snapshots)
 {
-    const _PyTraceFrame *frames;
+    const interp_t *interp = &oracle.interps[item->owner];
+    size_t n, total, len = append(text, size, 0, "%zu bytes in %s %d",
+                                  item->size, interp->kind, item->owner);
     const _PyTraceIntern *intern = &snapshots[item->owner].intern;
-    const _PyTraceback *traceback = _PyTraceIntern_GetTraceback(
-        intern, item->trace->traceback, &frames);
-    append(text, "%s %d has one of %zu bytes, %u of %u frames:",
-           oracle.interps[item->owner].kind, item->owner, item->size,
-           traceback->nframe, traceback->total_nframe);
-    for (size_t i = 0; i < Py_MIN(traceback->nframe, 6); i++) {
-        const void *ch;
-        const _PyTraceFilename *name =
-            _PyTraceIntern_GetFilename(intern, frames[i].filename, &ch);
-        char buffer[sizeof(((frame_t *)NULL)->name)] = "<unknown>";
-        if (name != NULL) {
-            text_to_name(buffer, sizeof(buffer), name->kind, ch,
-                         name->length);
-        }
-        append(text, " %s:%u", buffer, frames[i].lineno);
+    const _PyTraceFrame *found = NULL;
+    if (item->trace != NULL) {
+        const _PyTraceback *traceback = _PyTraceIntern_GetTraceback(
+            intern, item->trace->traceback, &found);
+        n = traceback->nframe;
+        total = traceback->total_nframe;
     }
-}
-
-static void
-describe_expected(text_t *text, const item_t *item)
-{
-    interp_t *interp = &oracle.interps[item->owner];
-    append(text, "%s %d must have one of %zu bytes",
-           interp->kind, item->owner, item->size);
-    if (item->block == NULL) {
-        append(text, " as before");
+    else if (item->block != NULL) {
+        n = kept(item->block->frames, interp->limit);
+        total = item->block->frames->total;
+    }
+    else {
+        (void)append(text, size, len, ", as before");
         return;
     }
-    const frames_t *frames = item->block->frames;
-    size_t n = kept(frames, interp->limit);
-    append(text, ", %zu of %zu frames:", n, frames->total);
+    len = append(text, size, len, ", %zu of %zu frames:", n, total);
     for (size_t i = 0; i < Py_MIN(n, 6); i++) {
-        append(text, " %s:%u", frames->items[i].name,
-               frames->items[i].lineno);
+        frame_t frame;
+        if (found != NULL) {
+            read_frame(intern, &found[i], 0, &frame);
+        }
+        else {
+            frame = item->block->frames->items[i];
+        }
+        len = append(text, size, len, " %s:%u", frame.name, frame.lineno);
     }
 }
 
@@ -1188,18 +1144,16 @@ fail_compare(const char *what, const item_t *expected, const item_t *found,
 {
     static const char * const kinds[] = {"raw", "mem", "obj", "tracked"};
     const item_t *item = expected != NULL ? expected : found;
-    text_t text = {.length = 0};
-    append(&text, "%s: %s block %#zx in domain %u; ", what,
-           item->block == NULL ? "Python's" : kinds[item->block->kind],
-           (size_t)item->ptr, item->domain);
+    char texts[2][700] = {"none", "none"};
     if (expected != NULL && expected->need != NO) {
-        describe_expected(&text, expected);
-        append(&text, "; ");
+        describe(texts[0], sizeof(texts[0]), expected, snapshots);
     }
     if (found != NULL) {
-        describe_found(&text, found, snapshots);
+        describe(texts[1], sizeof(texts[1]), found, snapshots);
     }
-    fail("%s", text.text);
+    fail("%s: %s block %#zx in domain %u: expected %s; found %s", what,
+         item->block == NULL ? "Python's" : kinds[item->block->kind],
+         (size_t)item->ptr, item->domain, texts[0], texts[1]);
 }
 
 /* What was uncertain is certain now. */
@@ -1236,7 +1190,9 @@ compare(const items_t *expected, const items_t *found, bool rebase,
             continue;
         }
         if (order > 0 && rebase) {
-            *add_item(&oracle.baseline) = *f;
+            item_t *item = add_item(&oracle.baseline);
+            *item = *f;
+            item->trace = NULL;
             oracle.interps[f->owner].baseline += f->size;
         }
         else if (order > 0) {
@@ -1279,7 +1235,8 @@ audit(bool rebase)
     collect_expected(&expected, !rebase);
     compare(&expected, &found, rebase, snapshots);
     _PyTraceMalloc_GetTracedMemory(&size, &peak);
-    if (sum != size) {
+    unsigned int ignored;
+    if (sum != size || (peak != 0 && count_tracing(&ignored) == 0)) {
         fail("the traces have %zu bytes, get_traced_memory() is "
              "(%zu, %zu)", sum, size, peak);
     }
@@ -1320,13 +1277,10 @@ check_bounds(void)
 {
     size_t size, peak, seen = 0;
     Py_ssize_t last = oracle.tally.size, most = last, least = 0;
-    for (int i = 0; i < MAX_ACTORS; i++) {
-        actor_t *a = &oracle.actors[i];
-        if (a->alive) {
-            last += a->own.size;
-            most += oracle.quiet ? a->own.peak : (Py_ssize_t)a->own.added;
-            seen = Py_MAX(seen, a->seen);
-        }
+    FOR_ACTORS(a) {
+        last += a->own.size;
+        most += oracle.quiet ? a->own.peak : (Py_ssize_t)a->own.added;
+        seen = Py_MAX(seen, a->seen);
     }
     most = Py_MAX(most, oracle.tally.peak);
     _PyTraceMalloc_GetTracedMemory(&size, &peak);
@@ -1354,9 +1308,8 @@ sweep_frames(void)
     {
         frames->used = frames == oracle.unknown;
     }
-    for (int i = 0; i < NPOOLS * NSLOTS; i++) {
-        block_t *b = oracle.pools[i / NSLOTS].slots[i % NSLOTS];
-        if (b != NULL && b->owner >= 0) {
+    FOR_BLOCKS(b) {
+        if (b->owner >= 0) {
             ((frames_t *)b->frames)->used = true;
         }
     }
@@ -1376,12 +1329,13 @@ sweep_frames(void)
 static int
 rnd_depth(actor_t *a)
 {
-    switch (rnd(a, 16)) {
-    case 0: return -1;
-    case 1: return 100;
-    case 2: return rnd(a, 8) ? 60 : rnd(a, 50) ? 1000 : MAX_TOTAL_NFRAME + 5;
-    default: return (int)rnd(a, 30);
+    size_t what = rnd(a, 400);
+    if (what == 0 && !is_tracing(a->home)) {
+        // Not while tracing: going down would take quadratic time.
+        return MAX_TOTAL_NFRAME + 5;
     }
+    return what < 4 ? 1000 : what < 40 ? 100 : what < 70 ? -1
+           : (int)rnd(a, 30);
 }
 
 static void
@@ -1389,12 +1343,10 @@ run_serial(actor_t *director, int nsteps)
 {
     actor_t *alive[MAX_ACTORS];
     size_t n = 0;
-    for (int i = 0; i < MAX_ACTORS; i++) {
-        if (oracle.actors[i].alive) {
-            alive[n++] = &oracle.actors[i];
-            oracle.actors[i].nsteps = 1;
-            oracle.actors[i].tally = &oracle.tally;
-        }
+    FOR_ACTORS(a) {
+        alive[n++] = a;
+        a->nsteps = 1;
+        a->tally = &oracle.tally;
     }
     for (; nsteps > 0 && !failed(); nsteps--) {
         actor_t *a = alive[rnd(director, n)];
@@ -1407,8 +1359,7 @@ run_serial(actor_t *director, int nsteps)
 static void
 run_parallel(int nsteps)
 {
-    for (int i = 0; i < MAX_ACTORS; i++) {
-        actor_t *a = &oracle.actors[i];
+    FOR_ACTORS(a) {
         a->nsteps = nsteps;
         a->own = (tally_t){0};
         a->tally = &a->own;
@@ -1425,9 +1376,8 @@ run_round(uint64_t seed, int nsteps)
 {
     actor_t director = {.rng = mix(seed)};
     sweep_frames();
-    for (int i = 0; i < MAX_ACTORS; i++) {
-        actor_t *a = &oracle.actors[i];
-        a->rng = mix(mix(seed) + (uint64_t)i + 1);
+    FOR_ACTORS(a) {
+        a->rng = mix(mix(seed) + (uint64_t)a->index + 1);
         a->depth = rnd_depth(a);
     }
     tell_all(ENTER);
@@ -1460,136 +1410,118 @@ result(PyObject *value)
 static void
 init_oracle(void)
 {
-    static const uintptr_t step = 16;
-    oracle.ready = true;
     _PySemaphore_Init(&oracle.done);
-    init_unknown();
+    oracle.unknown = new_frames(1);
+    set_unknown_frame(&oracle.unknown->items[0], 0);
     for (uintptr_t i = 0; i < NSLOTS; i++) {
         // The same address in several domains, and the extremes of both.
-        // Domain 0 has addresses that no allocator returns.
+        // Domain 0 too: no allocator returns these addresses.
         static const unsigned int domains[] = {0, 1, 0xbeef, UINT_MAX};
         block_t *b = alloc(sizeof(block_t));
         b->kind = TRACKED;
         b->domain = domains[i % 4];
-        b->ptr = i < 4 ? UINTPTR_MAX : i / 4 * step - (i / 4 == 1) * step;
+        b->ptr = i < 4 ? UINTPTR_MAX : (i / 4 - 1) * 16;
         b->owner = -1;
         oracle.pools[POOL_TRACKED].slots[i] = b;
     }
 }
 
-PyDoc_STRVAR(add_interp_doc,
-"tracemalloc_oracle_add_interp(id, may_fail)\n"
-"--\n\n"
-"Make an interpreter known to the oracle; return its index.\n\n"
-"The main one comes first.  'may_fail': ask for too much memory at times.");
-
-static PyObject *
-add_interp(PyObject *self, PyObject *args)
+static int
+add_actor(interp_t *home, bool stateless)
 {
-    long long id;
-    int may_fail, i = 0;
-    if (!PyArg_ParseTuple(args, "Lp", &id, &may_fail)) {
-        return NULL;
-    }
-    if (!oracle.ready) {
-        init_oracle();
-    }
-    oracle.may_fail = may_fail;
-    while (i < MAX_INTERPS && oracle.interps[i].interp != NULL) {
-        i++;
-    }
-    PyInterpreterState *interp = _PyInterpreterState_LookUpID(id);
-    if (i == MAX_INTERPS || interp == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "no such or too many interpreters");
-        return NULL;
-    }
-    bool own = !(interp->feature_flags & Py_RTFLAGS_USE_MAIN_OBMALLOC);
-    oracle.interps[i].interp = interp;
-    oracle.interps[i].known = false;
-    oracle.interps[i].kind = i == 0 ? "main" : own ? "isolated" : "legacy";
-    oracle.interps[i].pool = POOL_MAIN + (i != 0 && own ? i : 0);
-    return PyLong_FromLong(i);
-}
-
-PyDoc_STRVAR(remove_interp_doc,
-"tracemalloc_oracle_remove_interp(index)\n"
-"--\n\n"
-"The interpreter was destroyed, with its traces.");
-
-static PyObject *
-remove_interp(PyObject *self, PyObject *arg)
-{
-    long i = PyLong_AsLong(arg);
-    if (i < 0 || i >= MAX_INTERPS) {
-        return NULL;
-    }
-    begin_change(&oracle.interps[i]);
-    end_change(&oracle.interps[i], false, 1);
-    oracle.interps[i].interp = NULL;
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(add_actor_doc,
-"tracemalloc_oracle_add_actor(index, stateless)\n"
-"--\n\n"
-"Start a thread for an interpreter, or a stateless one; return its index.");
-
-static PyObject *
-add_actor(PyObject *self, PyObject *args)
-{
-    int home, stateless, i = 0;
-    if (!PyArg_ParseTuple(args, "ip", &home, &stateless)) {
-        return NULL;
-    }
+    int i = 0;
     while (i < MAX_ACTORS && oracle.actors[i].alive) {
         i++;
     }
-    if (i == MAX_ACTORS || home < 0 || home >= MAX_INTERPS) {
-        PyErr_SetString(PyExc_RuntimeError, "too many actors");
-        return NULL;
-    }
     actor_t *a = &oracle.actors[i];
-    *a = (actor_t){.alive = true, .index = i, .stateless = stateless,
-                   .home = &oracle.interps[home], .tally = &oracle.tally};
-    _PySemaphore_Init(&a->wake);
-    if (PyThread_start_new_thread(actor_thread, a)
-        == PYTHREAD_INVALID_THREAD_ID)
+    if (i < MAX_ACTORS) {
+        *a = (actor_t){.alive = true, .index = i, .stateless = stateless,
+                       .home = home, .tally = &oracle.tally};
+        _PySemaphore_Init(&a->wake);
+    }
+    if (i == MAX_ACTORS
+        || (PyThread_start_new_thread(actor_thread, a)
+            == PYTHREAD_INVALID_THREAD_ID))
     {
-        a->alive = false;
-        PyErr_SetString(PyExc_RuntimeError, "cannot start a thread");
-        return NULL;
+        PyErr_SetString(PyExc_RuntimeError, "no more threads");
+        return -1;
     }
     Py_BEGIN_ALLOW_THREADS
     wait_for(&oracle.done);
     Py_END_ALLOW_THREADS
+    return 0;
+}
+
+PyDoc_STRVAR(add_doc,
+"tracemalloc_oracle_add(id, nactors, nstateless, may_fail)\n"
+"--\n\n"
+"Add an interpreter, with threads of its own and stateless ones.\n\n"
+"The main one comes first.  'may_fail': ask for too much memory at times.\n"
+"Return its index.");
+
+static PyObject *
+add(PyObject *self, PyObject *args)
+{
+    long long id;
+    int nactors, nstateless, may_fail, i = 0;
+    if (!PyArg_ParseTuple(args, "Liip", &id, &nactors, &nstateless,
+                          &may_fail))
+    {
+        return NULL;
+    }
+    if (oracle.unknown == NULL) {
+        init_oracle();
+    }
+    oracle.may_fail = may_fail;
+    while (i < MAX_INTERPS - 1 && oracle.interps[i].interp != NULL) {
+        i++;
+    }
+    interp_t *it = &oracle.interps[i];
+    PyInterpreterState *interp = _PyInterpreterState_LookUpID(id);
+    if (it->interp != NULL || interp == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "no such interpreter, or full");
+        return NULL;
+    }
+    bool own = !(interp->feature_flags & Py_RTFLAGS_USE_MAIN_OBMALLOC);
+    it->interp = interp;
+    it->known = false;
+    it->kind = i == 0 ? "main" : own ? "isolated" : "legacy";
+    it->pool = POOL_MAIN + (i != 0 && own ? i : 0);
+    for (int n = 0; n < nactors + nstateless; n++) {
+        if (add_actor(it, n >= nactors) < 0) {
+            return NULL;
+        }
+    }
     return result(PyLong_FromLong(i));
 }
 
-PyDoc_STRVAR(remove_actor_doc,
-"tracemalloc_oracle_remove_actor(index, drain)\n"
+PyDoc_STRVAR(remove_doc,
+"tracemalloc_oracle_remove(index)\n"
 "--\n\n"
-"End a thread.  With 'drain' it frees all blocks of its object allocator,\n"
-"as must be done before an interpreter with one of its own is destroyed.");
+"Forget an interpreter, which is going to be destroyed, and end its threads.");
 
 static PyObject *
-remove_actor(PyObject *self, PyObject *args)
+remove_(PyObject *self, PyObject *arg)
 {
-    int i, drain;
-    if (!PyArg_ParseTuple(args, "ip", &i, &drain)) {
-        return NULL;
+    long index = PyLong_AsLong(arg);
+    if (index < 0 || index >= MAX_INTERPS) {
+        return PyErr_Format(PyExc_ValueError, "wrong index");
     }
-    actor_t *a = &oracle.actors[i];
-    a->tally = &oracle.tally;
+    interp_t *interp = &oracle.interps[index];
     Py_BEGIN_ALLOW_THREADS
-    if (drain) {
-        tell(a, DRAIN);
-        wait_for(&oracle.done);
+    FOR_ACTORS(a) {
+        if (a->home == interp) {
+            a->tally = &oracle.tally;
+            tell(a, QUIT);
+            wait_for(&oracle.done);
+            _PySemaphore_Destroy(&a->wake);
+            a->alive = false;
+        }
     }
-    tell(a, QUIT);
-    wait_for(&oracle.done);
     Py_END_ALLOW_THREADS
-    _PySemaphore_Destroy(&a->wake);
-    a->alive = false;
+    begin_change(interp);
+    end_change(interp, false, 1);
+    interp->interp = NULL;
     return result(Py_NewRef(Py_None));
 }
 
@@ -1617,9 +1549,9 @@ PyDoc_STRVAR(round_doc,
 "tracemalloc_oracle_round(seed, nsteps, parallel, quiet)\n"
 "--\n\n"
 "Run a round; AssertionError if there is a difference.\n\n"
-"In a parallel round each actor makes 'nsteps' steps, otherwise all together.\n"
-"Nothing is started, stopped or cleared in a quiet one.  Return the number of\n"
-"traces that were looked at.");
+"In a parallel round each actor makes 'nsteps' steps, otherwise all\n"
+"together.  Nothing is started, stopped or cleared in a quiet one.  Return\n"
+"the number of traces that were looked at.");
 
 static PyObject *
 round_(PyObject *self, PyObject *args)
@@ -1639,13 +1571,8 @@ round_(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef test_methods[] = {
-    {"tracemalloc_oracle_add_interp", add_interp, METH_VARARGS,
-     add_interp_doc},
-    {"tracemalloc_oracle_remove_interp", remove_interp, METH_O,
-     remove_interp_doc},
-    {"tracemalloc_oracle_add_actor", add_actor, METH_VARARGS, add_actor_doc},
-    {"tracemalloc_oracle_remove_actor", remove_actor, METH_VARARGS,
-     remove_actor_doc},
+    {"tracemalloc_oracle_add", add, METH_VARARGS, add_doc},
+    {"tracemalloc_oracle_remove", remove_, METH_O, remove_doc},
     {"tracemalloc_oracle_act", act, METH_O, act_doc},
     {"tracemalloc_oracle_round", round_, METH_VARARGS, round_doc},
     {NULL},
