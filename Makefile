@@ -36,7 +36,7 @@ oracle:
 
 model:
 	@STEPS=2 scripts/tree.sh
-	@build/cpython/Tools/tracemalloc/check_model.sh
+	@build/cpython/Tools/tracemalloc/check_model.sh $(if $(QUICK),quick)
 
 stock:
 	@STEPS=3 scripts/build.sh stock
@@ -56,7 +56,7 @@ help:
 	@echo "make build         build it in build/CONFIG; after an edit only what changed"
 	@echo "make test          build (CONFIG=debug) and run the tests"
 	@echo "make oracle        compare with the oracle's books (MINUTES=1, SEED=, CONFIG=debug)"
-	@echo "make model         check the model of the counters with SPIN"
+	@echo "make model         check the model of the counters with SPIN (QUICK=1: 2 min)"
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
 	@echo "make export        commits of build/cpython -> patches/ and the folders"
 	@echo "make check-series  patches apply, folders are equal (EACH=1: each one builds)"

@@ -20,6 +20,6 @@ config_options() {
         if [ -z "${CC:-}" ] && command -v clang >/dev/null 2>&1; then
             export CC=clang
         fi
-        export TSAN_OPTIONS=${TSAN_OPTIONS:-"suppressions=$TREE/Tools/tsan/suppressions.txt:handle_segv=0"} ;;
+        export TSAN_OPTIONS=${TSAN_OPTIONS:-"suppressions=$TREE/Tools/tsan/suppressions.txt:allocator_may_return_null=1:handle_segv=0"} ;;
     esac
 }
