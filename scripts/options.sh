@@ -14,7 +14,7 @@ config_options() {
     asan)
         OPTIONS=(--with-pydebug --without-pymalloc --with-address-sanitizer --with-undefined-behavior-sanitizer)
         export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0:allocator_may_return_null=1:handle_segv=0}
-        export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1} ;;
+        export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1} ;;
     tsan)
         OPTIONS=(--with-pydebug --with-thread-sanitizer)
         if [ -z "${CC:-}" ] && command -v clang >/dev/null 2>&1; then
