@@ -98,11 +98,12 @@ class NoMemoryTests(ScriptBase):
             """)
 
     def test_objects(self):
-        # Python code, at lines that need memory for a new traceback.
+        # Python code, at lines that need memory for a new traceback.  No list
+        # that grows: without memory, a free-threaded build crashes then.
         self.run_walk("""
             tracemalloc.start(3)
             for source in (
-                'return [[i] for i in range(20)]',
+                'return {i: (i, {i}) for i in range(20)}',
                 'return [bytearray(700 + i) for i in range(9)]',
                 'return {str(i): object() for i in range(20)}',
                 'a = bytearray(9); a += bytes(999); a += bytes(9999); del a',
@@ -384,11 +385,11 @@ class NoMemoryTests(ScriptBase):
             capi.tracemalloc_below_remove()
             tracemalloc.start()
             capi.tracemalloc_below_install()
-            assert walk(lines('return [[i] for i in range(20)]')) > 5
+            assert walk(lines('return {i: (i, {i}) for i in range(20)}')) > 5
             tracemalloc.stop()
-            assert walk(lines('return [[i] for i in range(20)]')) > 5
+            assert walk(lines('return {i: (i, {i}) for i in range(20)}')) > 5
             tracemalloc.start()
-            assert walk(lines('return [[i] for i in range(20)]')) > 5
+            assert walk(lines('return {i: (i, {i}) for i in range(20)}')) > 5
             walk(lambda: tracemalloc._get_traces)
             capi.tracemalloc_below_remove()
             tracemalloc.stop()
