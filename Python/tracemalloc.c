@@ -55,15 +55,13 @@ start_locked(_PyTraceRuntime *runtime, PyInterpreterState *interp,
     if (PyThread_tss_create(&books->reentrant_key) != 0) {
         return START_NO_KEY;
     }
-    // Hooks first, so that what is recorded is also seen being freed.
-    if (_PyTraceHooks_Install(runtime) < 0) {
-        PyThread_tss_delete(&books->reentrant_key);
-        return START_NO_MEMORY;
-    }
     bool shares_all = (!_Py_IsMainInterpreter(interp)
                        && _PyInterpreterState_HasFeature(
                            interp, Py_RTFLAGS_USE_MAIN_OBMALLOC));
-    if (_PyTraceBooks_Open(runtime, books, max_nframe, shares_all) < 0) {
+    // Hooks first, so that what is recorded is also seen being freed.
+    if (_PyTraceHooks_Install(runtime) < 0
+        || _PyTraceBooks_Open(runtime, books, max_nframe, shares_all) < 0)
+    {
         PyThread_tss_delete(&books->reentrant_key);
         if (_PyTraceRuntime_IsIdle(runtime)) {
             _PyTraceHooks_Remove(runtime);

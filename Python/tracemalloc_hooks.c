@@ -513,7 +513,6 @@ _PyTraceHooks_Install(_PyTraceRuntime *runtime)
 {
     for (size_t i = 0; i < Py_ARRAY_LENGTH(alloc_domains); ) {
         if (record_below(runtime) < 0) {
-            _PyTraceHooks_Remove(runtime);
             return -1;
         }
         // If another thread sets an allocator meanwhile, look again.

@@ -504,7 +504,8 @@ extern size_t _PyTraceBooks_Memory(
 /* --- Hooks -------------------------------------------------------------- */
 
 // Put the hooks in and take them out, with the runtime locked.  The first
-// returns -1 if there is no memory for the record of what is below.
+// returns -1 if there is no memory for the record of what is below; some hooks
+// may be in then.
 extern int _PyTraceHooks_Install(_PyTraceRuntime *runtime);
 extern void _PyTraceHooks_Remove(_PyTraceRuntime *runtime);
 
