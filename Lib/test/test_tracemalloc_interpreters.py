@@ -39,6 +39,8 @@ MB = 1 << 20
 # How long a native thread may take: less than a whole script.
 TIMEOUT = support.LONG_TIMEOUT / 2
 
+ASAN_FORK_BUG = 'libasan: a child finds locks of threads that it has not'
+
 
 class Subinterpreter:
     """An interpreter that runs source code and answers questions."""
@@ -1822,6 +1824,7 @@ class ForkTests(ForkBase):
             assert tracemalloc.get_traced_memory()[0] > 1 << 21
             """)
 
+    @unittest.skipIf(support.HAVE_ASAN_FORK_BUG, ASAN_FORK_BUG)
     def test_child_exits(self):
         # The child finalizes Python, its parent's other threads are gone.
         self.run_fork("""
@@ -1846,6 +1849,7 @@ class ForkTests(ForkBase):
             tracemalloc.start()
         """
 
+    @unittest.skipIf(support.HAVE_ASAN_FORK_BUG, ASAN_FORK_BUG)
     def test_fork_while_threads_allocate(self):
         # Any lock of tracemalloc may be held at the fork.
         for work in 'raw', 'track':
@@ -1864,6 +1868,7 @@ class ForkTests(ForkBase):
                     check_sums()
                     """))
 
+    @unittest.skipIf(support.HAVE_ASAN_FORK_BUG, ASAN_FORK_BUG)
     def test_fork_while_interpreters_allocate(self):
         self.run_fork(textwrap.dedent(self.CHILD) + textwrap.dedent("""
             interp = _interpreters.create('isolated')
