@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # CPython's own make is told its number of jobs by JOBS, not by this one.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-.PHONY: demo tree build test oracle model stock export check-series clean help
+.PHONY: demo tree build test oracle model bench traces stock export check-series clean help
 
 demo:
 	@STEPS=5 scripts/tree.sh
@@ -38,6 +38,12 @@ model:
 	@STEPS=2 scripts/tree.sh
 	@build/cpython/Tools/tracemalloc/check_model.sh $(if $(QUICK),quick)
 
+bench:
+	@scripts/bench.sh
+
+traces:
+	@scripts/bench.sh traces
+
 stock:
 	@STEPS=3 scripts/build.sh stock
 
@@ -57,6 +63,8 @@ help:
 	@echo "make test          build (CONFIG=debug) and run the tests"
 	@echo "make oracle        compare with the oracle's books (MINUTES=1, SEED=, CONFIG=debug)"
 	@echo "make model         check the model of the counters with SPIN (QUICK=1: 2 min)"
+	@echo "make bench         compare with stock: build/bench/table.md, *.svg (QUICK=1: 1 min)"
+	@echo "make traces        do stock and patched leave the same traces behind?"
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
 	@echo "make export        commits of build/cpython -> patches/ and the folders"
 	@echo "make check-series  patches apply, folders are equal (EACH=1: each one builds)"
@@ -68,4 +76,5 @@ help:
 	@echo "JOBS=    jobs of a build and of the tests (default: number of processors)"
 	@echo "TESTS=, OWN_TESTS=  names of tests instead of the standard lists"
 	@echo "EACH_CONFIGS=       configurations for check-series EACH=1 (default: release)"
+	@echo "FREETHREADED=1      for bench: the free-threaded builds, too; ONLY= groups alone"
 	@echo "KEEP_TREE=1         for clean: leave build/cpython alone"

@@ -203,10 +203,9 @@ get_traces(void)
 
     // The result's own blocks are not traced: it is about those that were
     // there before.
-    _PyTraceBooks *books = &_PyInterpreterState_GET()->tracemalloc;
-    bool reentrant = _PyTraceHooks_SetReentrant(books, true);
+    bool reentrant = _PyTraceHooks_SetReentrant(true);
     int res = append_traces(list, &snapshot);
-    (void)_PyTraceHooks_SetReentrant(books, reentrant);
+    (void)_PyTraceHooks_SetReentrant(reentrant);
 
     _PyTraceSnapshot_Free(&snapshot);
     if (res < 0) {

@@ -229,7 +229,7 @@ _PyTraceMalloc_AfterFork_Child(void)
          books = books->next)
     {
         _PyMutex_at_fork_reinit(&books->mutex);
-        _PyTraceTable_ForgetReservations(&books->traces);
+        _PyTraceMap_ForgetReservations(&books->traces);
         _PyTraceTable_ForgetReservations(&books->shared);
     }
     if (runtime->directory != NULL) {
@@ -275,6 +275,14 @@ _PyTraceMalloc_ClearTraces(void)
     _PyTraceRuntime_Unlock(runtime);
     if (tracing) {
         _PyTraceContents_Free(&contents);
+    }
+}
+
+void
+_PyTraceMalloc_FramesChanged(void)
+{
+    if (!_PyTraceRuntime_IsIdle(&_PyRuntime.tracemalloc)) {
+        _PyTraceBooks_ForgetFrames(current_books());
     }
 }
 
@@ -450,16 +458,16 @@ dump_from_books(int fd, _PyTraceBooks *books, const _PyTraceTaken *taken,
     if (!try_lock(&books->mutex)) {
         return false;
     }
-    bool shared;
-    const _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr, &shared);
-    if (trace == NULL && taken != NULL && taken->room.epoch == books->epoch
+    _PyTrace trace;
+    bool found = _PyTraceBooks_Get(books, 0, ptr, &trace);
+    if (!found && taken != NULL && taken->room.epoch == books->epoch
         && taken->trace.ptr == ptr)
     {
-        trace = &taken->trace;
+        trace = taken->trace;
+        found = true;
     }
-    bool found = trace != NULL;
     if (found) {
-        dump_traceback(fd, &books->intern, trace->traceback);
+        dump_traceback(fd, &books->intern, trace.traceback);
     }
     PyMutex_Unlock(&books->mutex);
     return found;
@@ -476,7 +484,7 @@ _PyMem_DumpTraceback(int fd, const void *ptr)
         }
         _PyTraceCaller caller;
         _PyTraceCaller_BeginLocked(&caller);
-        const _PyTraceTaken *taken = _PyTraceHooks_GetTaken(caller.books);
+        const _PyTraceTaken *taken = _PyTraceHooks_GetTaken(&caller);
         tracing = caller.books->tracing;
         for (_PyTraceBooks *books = runtime->tracing;
              books != NULL && !found; books = books->next)

@@ -6,6 +6,7 @@
 // entry for each trace in the table `shared`.
 
 #include "Python.h"
+#include "pycore_frame.h"         // _PyThreadState_GetFrame()
 #include "pycore_pystate.h"       // _PyInterpreterState_HasFeature()
 #include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc.h"   // _PyTraceBooks
@@ -29,6 +30,8 @@ static inline void
 lock_books(_PyTraceBooks *books)
 {
     PyMutex_LockFlags(&books->mutex, _Py_LOCK_DONT_DETACH);
+    _Py_atomic_store_uint64_relaxed(&books->operations,
+                                    books->operations + 1);
 }
 
 static inline void
@@ -43,7 +46,7 @@ unlock_books(_PyTraceBooks *books)
 static void
 init_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books)
 {
-    _PyTraceTable_Init(&books->traces, &runtime->below->raw);
+    _PyTraceMap_Init(&books->traces, &runtime->below->raw);
     _PyTraceTable_Init(&books->shared, &runtime->below->raw);
     _PyTraceIntern_Init(&books->intern, &runtime->below->raw);
     books->epoch = ++runtime->epoch;
@@ -58,6 +61,8 @@ take_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     contents->traces = books->traces;
     contents->shared = books->shared;
     contents->intern = books->intern;
+    contents->capture = NULL;
+    _PyTraceCapture_Forget(books->capture);
     _PyTraceCounters_Forget(&runtime->counters, &books->account);
     init_contents(runtime, books);
 }
@@ -65,9 +70,10 @@ take_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books,
 void
 _PyTraceContents_Free(_PyTraceContents *contents)
 {
-    _PyTraceTable_Clear(&contents->traces);
+    _PyTraceMap_Clear(&contents->traces);
     _PyTraceTable_Clear(&contents->shared);
     _PyTraceIntern_Clear(&contents->intern);
+    _PyTraceCapture_Free(contents->capture);
 }
 
 // For the first books.
@@ -95,8 +101,13 @@ _PyTraceBooks_Open(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     if (runtime->ntracing == 0 && open_runtime(runtime) < 0) {
         return -1;
     }
+    _PyTraceCapture *capture = _PyTraceCapture_New(&runtime->below->raw);
+    if (capture == NULL) {
+        return -1;
+    }
     lock_books(books);
     init_contents(runtime, books);
+    books->capture = capture;
     _PyTraceAccount_Init(&books->account);
     books->max_nframe = max_nframe;
     books->shares_all = shares_all;
@@ -132,6 +143,8 @@ _PyTraceBooks_Close(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     lock_books(books);
     books->tracing = 0;
     take_contents(runtime, books, contents);
+    contents->capture = books->capture;
+    books->capture = NULL;
     unlock_books(books);
 
     if (runtime->ntracing == 0) {
@@ -149,6 +162,17 @@ _PyTraceBooks_Clear(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     take_contents(runtime, books, contents);
     unlock_books(books);
     _PyTraceCounters_ResetPeak(&runtime->counters);
+}
+
+
+void
+_PyTraceBooks_ForgetFrames(_PyTraceBooks *books)
+{
+    lock_books(books);
+    if (books->tracing) {
+        _PyTraceCapture_Forget(books->capture);
+    }
+    unlock_books(books);
 }
 
 
@@ -189,23 +213,62 @@ change_size(_PyTraceCaller *caller, _PyTraceBooks *books,
     return DONE;
 }
 
-static inline _PyTraceTable *
-get_table(_PyTraceBooks *books, bool shared)
+// Where the trace of a block is; NULL twice if it has none.
+typedef struct {
+    _PyTraceBlock *block;         // in books->traces
+    _PyTrace *shared;             // in books->shared
+} place;
+
+static inline bool
+is_found(place found)
 {
-    return shared ? &books->shared : &books->traces;
+    return found.block != NULL || found.shared != NULL;
 }
 
-_PyTrace *
-_PyTraceBooks_Find(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr,
-                   bool *shared)
+static inline place
+find(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr)
 {
-    *shared = false;
-    _PyTrace *trace = _PyTraceTable_Find(&books->traces, domain, ptr);
-    if (trace == NULL) {
-        *shared = true;
-        trace = _PyTraceTable_Find(&books->shared, domain, ptr);
+    place found = {NULL, NULL};
+    if (domain == 0) {
+        found.block = _PyTraceMap_Find(&books->traces, ptr);
     }
-    return trace;
+    if (found.block == NULL) {
+        found.shared = _PyTraceTable_Find(&books->shared, domain, ptr);
+    }
+    return found;
+}
+
+static inline _PyTrace
+trace_at(place found)
+{
+    if (found.shared != NULL) {
+        return *found.shared;
+    }
+    return (_PyTrace){
+        .ptr = found.block->ptr,
+        .size = found.block->size,
+        .traceback = found.block->traceback,
+    };
+}
+
+bool
+_PyTraceBooks_Get(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr,
+                  _PyTrace *trace)
+{
+    place found = find(books, domain, ptr);
+    if (is_found(found)) {
+        *trace = trace_at(found);
+    }
+    return is_found(found);
+}
+
+static inline _PyTraceBlock
+as_block(const _PyTrace *trace)
+{
+    assert(trace->domain == 0 && trace->size <= _PyTraceBlock_MAX_SIZE);
+    return (_PyTraceBlock){
+        trace->ptr, (uint32_t)trace->size, trace->traceback,
+    };
 }
 
 // `books` are NULL if they are gone.
@@ -214,7 +277,12 @@ return_room(_PyTraceRuntime *runtime, _PyTraceBooks *books,
             _PyTraceRoom *room)
 {
     if (room->reserved && books != NULL && room->epoch == books->epoch) {
-        _PyTraceTable_Unreserve(get_table(books, room->shared));
+        if (room->shared) {
+            _PyTraceTable_Unreserve(&books->shared);
+        }
+        else {
+            _PyTraceMap_Unreserve(&books->traces);
+        }
     }
     if (room->listed) {
         _PyTraceDirectory_Unreserve(runtime->directory);
@@ -237,7 +305,8 @@ make_room(_PyTraceRuntime *runtime, _PyTraceBooks *books, bool shared,
         room->books = books;
         room->epoch = books->epoch;
         room->shared = shared;
-        room->reserved = _PyTraceTable_Reserve(get_table(books, shared)) == 0;
+        room->reserved = (shared ? _PyTraceTable_Reserve(&books->shared)
+                          : _PyTraceMap_Reserve(&books->traces)) == 0;
         if (!room->reserved) {
             return NO_MEMORY;
         }
@@ -256,36 +325,80 @@ static result
 store(_PyTraceCaller *caller, _PyTraceBooks *books, const _PyTrace *trace,
       bool shared, _PyTraceRoom *room)
 {
-    bool old_shared;
-    _PyTrace *old = _PyTraceBooks_Find(books, trace->domain, trace->ptr,
-                                       &old_shared);
+    place old = find(books, trace->domain, trace->ptr);
     // A block that was tracked after all may be untracked by anybody.
-    bool move = old != NULL && shared && !old_shared;
-    if (old == NULL || move) {
+    bool move = old.block != NULL && shared;
+    if (!is_found(old) || move) {
         result res = make_room(caller->runtime, books, shared, room);
         if (res != DONE) {
             return res;
         }
     }
-    result res = change_size(caller, books, old == NULL ? 0 : old->size,
+    result res = change_size(caller, books,
+                             is_found(old) ? trace_at(old).size : 0,
                              trace->size);
     if (res != DONE) {
         return res;
     }
-    if (old != NULL && !move) {
-        *old = *trace;
+    if (old.shared != NULL) {
+        *old.shared = *trace;
+        return DONE;
+    }
+    if (old.block != NULL && !move) {
+        *old.block = as_block(trace);
         return DONE;
     }
     if (move) {
-        _PyTraceTable_Remove(&books->traces, old, false);
+        _PyTraceMap_Remove(&books->traces, old.block, false);
     }
-    _PyTraceTable_Put(get_table(books, shared), trace);
     if (shared) {
+        _PyTraceTable_Put(&books->shared, trace);
         _PyTraceDirectory_Put(caller->runtime->directory, books,
                               trace->domain, trace->ptr);
     }
+    else {
+        _PyTraceMap_Put(&books->traces, as_block(trace));
+    }
     room->reserved = room->listed = false;
     return DONE;
+}
+
+// A new object follows on the allocation of its block, and finds the trace
+// that it is to have.  Remember what that depends on.
+static inline void
+set_last(const _PyTraceCaller *caller, uintptr_t ptr)
+{
+    if (!caller->attached) {
+        return;
+    }
+    _PyThreadStateImpl *impl = (_PyThreadStateImpl *)caller->tstate;
+    _PyInterpreterFrame *frame = _PyThreadState_GetFrame(caller->tstate);
+    if (frame == NULL) {
+        impl->tracemalloc.block = 0;
+        return;
+    }
+    impl->tracemalloc.block = ptr;
+    impl->tracemalloc.frame = frame;
+    impl->tracemalloc.instr = frame->instr_ptr;
+    impl->tracemalloc.operation = caller->books->operations;
+}
+
+// Is a block the one that the caller recorded last, by the same instruction of
+// the same activation, with nothing else done in these books since then?
+static bool
+is_last(const _PyTraceCaller *caller, uintptr_t ptr)
+{
+    _PyThreadStateImpl *impl = (_PyThreadStateImpl *)caller->tstate;
+    if (impl->tracemalloc.block != ptr
+        || impl->tracemalloc.operation != _Py_atomic_load_uint64_relaxed(
+            &caller->books->operations))
+    {
+        return false;
+    }
+    const _PyInterpreterFrame *frame = _PyThreadState_GetFrame(caller->tstate);
+    return frame != NULL && frame == impl->tracemalloc.frame
+           && frame->callers_known
+           && frame->instr_ptr == impl->tracemalloc.instr;
 }
 
 static result
@@ -296,17 +409,23 @@ try_record(_PyTraceCaller *caller, _PyTrace *trace, bool shared,
     assert(books->tracing);
     result res = DONE;
     lock_books(books);
-    if (_PyTraceCapture_Traceback(&books->intern, caller->tstate,
-                                  books->max_nframe, &trace->traceback) < 0)
+    if (_PyTraceCapture_Traceback(books->capture, &books->intern,
+                                  caller->tstate, books->max_nframe,
+                                  &trace->traceback) < 0)
     {
         trace->traceback = _PyTraceback_UNKNOWN;
         res = must ? DONE : NO_MEMORY;
     }
     if (res == DONE) {
-        res = store(caller, books, trace, shared || books->shares_all, room);
+        shared = (shared || books->shares_all
+                  || trace->size > _PyTraceBlock_MAX_SIZE);
+        res = store(caller, books, trace, shared, room);
     }
     if (res != NEEDS_LOCK) {
         return_room(caller->runtime, books, room);
+    }
+    if (res == DONE) {
+        set_last(caller, trace->ptr);
     }
     unlock_books(books);
     return res;
@@ -337,22 +456,24 @@ try_take(_PyTraceCaller *caller, _PyTraceBooks *books, unsigned int domain,
          uintptr_t ptr, bool keep_room, _PyTraceTaken *taken)
 {
     result res = NOT_FOUND;
-    bool shared;
     lock_books(books);
-    _PyTrace *trace = _PyTraceBooks_Find(books, domain, ptr, &shared);
-    if (trace != NULL) {
-        res = change_size(caller, books, trace->size, 0);
+    place found = find(books, domain, ptr);
+    if (is_found(found)) {
+        taken->trace = trace_at(found);
+        res = change_size(caller, books, taken->trace.size, 0);
     }
     if (res == DONE) {
-        taken->trace = *trace;
         taken->room.books = books;
         taken->room.epoch = books->epoch;
-        taken->room.shared = shared;
+        taken->room.shared = found.shared != NULL;
         taken->room.reserved = keep_room;
-        _PyTraceTable_Remove(get_table(books, shared), trace, keep_room);
-        if (shared) {
+        if (found.shared != NULL) {
+            _PyTraceTable_Remove(&books->shared, found.shared, keep_room);
             taken->room.listed = _PyTraceDirectory_Remove(
                 caller->runtime->directory, books, domain, ptr, keep_room);
+        }
+        else {
+            _PyTraceMap_Remove(&books->traces, found.block, keep_room);
         }
     }
     unlock_books(books);
@@ -406,7 +527,7 @@ take_foreign(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
     // Pairs with the release in open_runtime().
     _PyTraceDirectory *directory =
         _Py_atomic_load_ptr_acquire(&caller->runtime->directory);
-    *taken = (_PyTraceTaken){{0}};
+    taken->room = (_PyTraceRoom){0};
     if (directory != NULL
         && _PyTraceDirectory_MayHave(directory, domain, ptr))
     {
@@ -431,12 +552,85 @@ take_foreign(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
     }
 }
 
+// May others have a trace of a block that the caller, whose books are open,
+// has got?
+static inline bool
+others_may_have(const _PyTraceCaller *caller, unsigned int domain, uintptr_t ptr)
+{
+    return _PyTraceDirectory_MayHave(caller->runtime->directory, domain, ptr)
+           || caller->any_block || caller->books->shares_all;
+}
+
+bool
+_PyTraceCaller_RecordOwn(const _PyTraceCaller *caller, uintptr_t ptr,
+                         size_t size, _PyTraceRoom *room)
+{
+    _PyTraceBooks *books = caller->books;
+    assert(caller->attached && books->tracing);
+    if (size > _PyTraceBlock_MAX_SIZE || others_may_have(caller, 0, ptr)) {
+        return false;
+    }
+    bool done = false;
+    lock_books(books);
+    _PyTraceback_Id id = _PyTraceCapture_Known(books->capture,
+                                               caller->tstate);
+    bool has_room = (room == NULL ? _PyTraceMap_HasRoom(&books->traces)
+                     : room->reserved && !room->shared
+                       && room->epoch == books->epoch);
+    if (id != _PyTraceback_NONE && has_room
+        && !is_found(find(books, 0, ptr))
+        && _PyTraceAccount_TryAdd(&books->account, size))
+    {
+        if (room != NULL) {
+            _PyTraceMap_Unreserve(&books->traces);
+            room->reserved = false;
+        }
+        _PyTraceMap_Add(&books->traces,
+                        (_PyTraceBlock){ptr, (uint32_t)size, id});
+        set_last(caller, ptr);
+        done = true;
+    }
+    unlock_books(books);
+    return done;
+}
+
+bool
+_PyTraceCaller_TakeOwn(const _PyTraceCaller *caller, uintptr_t ptr,
+                       bool keep_room, _PyTraceTaken *taken)
+{
+    _PyTraceBooks *books = caller->books;
+    assert(caller->attached);
+    if (!books->tracing) {
+        return false;
+    }
+    bool done = false;
+    lock_books(books);
+    _PyTraceBlock *block = _PyTraceMap_Find(&books->traces, ptr);
+    if (block != NULL
+        && _PyTraceAccount_TryRemove(&books->account, block->size))
+    {
+        taken->room = (_PyTraceRoom){
+            .books = books, .epoch = books->epoch, .reserved = keep_room,
+        };
+        taken->trace = (_PyTrace){
+            .ptr = ptr, .size = block->size, .traceback = block->traceback,
+        };
+        _PyTraceMap_Remove(&books->traces, block, keep_room);
+        done = true;
+    }
+    unlock_books(books);
+    return done;
+}
+
 int
 _PyTraceCaller_Record(_PyTraceCaller *caller, unsigned int domain,
                       uintptr_t ptr, size_t size, bool shared)
 {
     _PyTraceTaken taken;
     _PyTraceRoom room = {0};
+    if (!others_may_have(caller, domain, ptr)) {
+        return record(caller, domain, ptr, size, shared, false, &room);
+    }
     take_foreign(caller, domain, ptr, true, &taken);
     int res = record(caller, domain, ptr, size, shared, false, &room);
     _PyTraceCaller_Settle(caller, &taken, res < 0);
@@ -447,7 +641,7 @@ void
 _PyTraceCaller_Take(_PyTraceCaller *caller, unsigned int domain,
                     uintptr_t ptr, bool keep_room, _PyTraceTaken *taken)
 {
-    *taken = (_PyTraceTaken){{0}};
+    taken->room = (_PyTraceRoom){0};
     if (!caller->books->tracing
         || !take_from(caller, caller->books, domain, ptr, keep_room, taken))
     {
@@ -475,13 +669,11 @@ try_settle(_PyTraceCaller *caller, _PyTraceBooks *books,
 {
     _PyTraceRoom *room = &taken->room;
     const _PyTrace *trace = &taken->trace;
-    bool shared;
     result res = DONE;
     lock_books(books);
     // Somebody may have tracked the block in the meantime.
     if (put_back && room->epoch == books->epoch
-        && _PyTraceBooks_Find(books, trace->domain, trace->ptr,
-                              &shared) == NULL)
+        && !is_found(find(books, trace->domain, trace->ptr)))
     {
         res = store(caller, books, trace, room->shared, room);
     }
@@ -523,30 +715,58 @@ _PyTraceCaller_Settle(_PyTraceCaller *caller, _PyTraceTaken *taken,
     }
 }
 
+#ifdef Py_DEBUG
+// Has a block the traceback that it would be given?
+static bool
+is_up_to_date(_PyTraceCaller *caller, uintptr_t ptr)
+{
+    _PyTraceBooks *books = caller->books;
+    _PyTrace trace;
+    _PyTraceback_Id id;
+    uint64_t operations = books->operations;
+    lock_books(books);
+    bool result = true;
+    // Without a GIL others may have been here after is_last().
+    if (books->operations == operations + 1) {
+        result = _PyTraceBooks_Get(books, 0, ptr, &trace)
+                 && (trace.traceback == _PyTraceback_UNKNOWN
+                     || _PyTraceCapture_Traceback(
+                         books->capture, &books->intern, caller->tstate,
+                         books->max_nframe, &id) < 0
+                     || trace.traceback == id);
+    }
+    unlock_books(books);
+    return result;
+}
+#endif
+
 static bool
 reattribute_own(_PyTraceCaller *caller, uintptr_t ptr)
 {
     _PyTraceBooks *books = caller->books;
-    bool shared;
     lock_books(books);
-    _PyTrace *trace = _PyTraceBooks_Find(books, 0, ptr, &shared);
-    bool found = trace != NULL;
-    if (found) {
-        _PyTraceback_Id id;
-        if (_PyTraceCapture_Traceback(&books->intern, caller->tstate,
-                                      books->max_nframe, &id) == 0)
-        {
-            trace->traceback = id;
-        }
+    place found = find(books, 0, ptr);
+    _PyTraceback_Id id;
+    if (is_found(found)
+        && _PyTraceCapture_Traceback(books->capture, &books->intern,
+                                     caller->tstate, books->max_nframe,
+                                     &id) == 0)
+    {
+        *(found.block != NULL ? &found.block->traceback
+                              : &found.shared->traceback) = id;
     }
     unlock_books(books);
-    return found;
+    return is_found(found);
 }
 
 void
 _PyTraceCaller_Reattribute(_PyTraceCaller *caller, uintptr_t ptr)
 {
     assert(caller->books->tracing);
+    if (is_last(caller, ptr)) {
+        assert(is_up_to_date(caller, ptr));
+        return;
+    }
     if (reattribute_own(caller, ptr)
         || _Py_atomic_load_int_relaxed(&caller->runtime->ntracing) == 1)
     {
@@ -611,7 +831,7 @@ copy_all(const _PyTraceBooks *books, _PyTraceSnapshot *snapshot)
     {
         return -1;
     }
-    _PyTraceTable_Copy(&books->traces, snapshot->traces);
+    _PyTraceMap_Copy(&books->traces, snapshot->traces);
     _PyTraceTable_Copy(&books->shared, snapshot->traces + books->traces.used);
     return 0;
 }
@@ -620,16 +840,15 @@ static int
 copy_one(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr,
          _PyTraceSnapshot *snapshot)
 {
-    bool shared;
-    const _PyTrace *trace = _PyTraceBooks_Find(books, domain, ptr, &shared);
-    if (trace == NULL) {
+    _PyTrace trace;
+    if (!_PyTraceBooks_Get(books, domain, ptr, &trace)) {
         return 0;
     }
     if (alloc_traces(snapshot, 1) < 0) {
         return -1;
     }
-    snapshot->traces[0] = *trace;
-    return _PyTraceIntern_CopyTraceback(&books->intern, trace->traceback,
+    snapshot->traces[0] = trace;
+    return _PyTraceIntern_CopyTraceback(&books->intern, trace.traceback,
                                         &snapshot->intern,
                                         &snapshot->traces[0].traceback);
 }
@@ -667,9 +886,10 @@ size_t
 _PyTraceBooks_Memory(_PyTraceRuntime *runtime, _PyTraceBooks *books)
 {
     lock_books(books);
-    size_t size = _PyTraceTable_Memory(&books->traces)
+    size_t size = _PyTraceMap_Memory(&books->traces)
                   + _PyTraceTable_Memory(&books->shared)
                   + _PyTraceIntern_Memory(&books->intern)
+                  + _PyTraceCapture_Memory(books->capture)
                   + _PyTraceDirectory_Memory(runtime->directory,
                                              books->shared.used);
     unlock_books(books);

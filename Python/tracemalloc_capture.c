@@ -5,6 +5,24 @@
 // nothing.  That is safe because a thread looks at its own frames only: nobody
 // else pops them, each frame keeps its code object alive, and the code object
 // its filename and line table, which never change while it runs.
+//
+// The stack is walked but once for each activation of a function.  A frame
+// whose callers were found is marked (`callers_known`, which is zero in each
+// new activation), and what was found is remembered.  As long as the mark is
+// there the frame is the same activation, so its callers and the places where
+// they wait for it are the same as well: a walk ends at the first marked frame.
+// What is remembered may be lost at any time, but is never wrong: caches are
+// hashed, and each entry has its whole key in it.
+//
+//   activations: frame -> its callers, and the last traceback from there
+//   sites:       instruction, callers -> traceback
+//   locations:   instruction -> filename, line
+//
+// An instruction is an address together with the version of its code object,
+// which no two code objects of an interpreter have in common, whenever they
+// live; 0 is no version.  "The callers" are as much as a traceback depends on:
+// their number if one frame is kept, else the traceback that the caller itself
+// would have.  Tracebacks are built from the oldest frame on then.
 
 #include "Python.h"
 #include "pycore_code.h"          // _PyCode_InitAddressRange()
@@ -12,6 +30,88 @@
 #include "pycore_pyhash.h"        // _Py_HashBytes()
 #include "pycore_tracemalloc.h"   // _PyTraceIntern
 
+// 24 bytes each.  Recursion of some hundred levels fits.
+#define ACTIVATION_BITS 10
+#define SITE_BITS 12
+#define LOCATION_BITS 10
+
+typedef struct {
+    const _PyInterpreterFrame *frame;
+    const _Py_CODEUNIT *instr;    // NULL: no traceback
+    uint32_t callers;
+    _PyTraceback_Id traceback;
+} activation;
+
+typedef struct {
+    const _Py_CODEUNIT *instr;
+    uint32_t version;
+    uint32_t callers;
+    _PyTraceback_Id traceback;
+} site;
+
+typedef struct {
+    const _Py_CODEUNIT *instr;
+    uint32_t version;
+    _PyTraceFrame item;
+} location;
+
+typedef struct {
+    activation activations[1 << ACTIVATION_BITS];
+    site sites[1 << SITE_BITS];
+    location locations[1 << LOCATION_BITS];
+} memory;
+
+struct _tracemalloc_capture {
+    const PyMemAllocatorEx *allocator;
+    memory remembered;
+    // The frames of a walk, most recent first.
+    _PyInterpreterFrame **frames;
+    size_t nframes;               // that there is room for
+};
+
+// One walk: where its results go, and what it depends on.
+typedef struct {
+    _PyTraceCapture *capture;
+    _PyTraceIntern *intern;
+    int max_nframe;
+} walk;
+
+
+_PyTraceCapture *
+_PyTraceCapture_New(const PyMemAllocatorEx *allocator)
+{
+    _PyTraceCapture *capture = allocator->calloc(allocator->ctx, 1,
+                                                 sizeof(_PyTraceCapture));
+    if (capture != NULL) {
+        capture->allocator = allocator;
+    }
+    return capture;
+}
+
+void
+_PyTraceCapture_Free(_PyTraceCapture *capture)
+{
+    if (capture != NULL) {
+        const PyMemAllocatorEx *allocator = capture->allocator;
+        allocator->free(allocator->ctx, capture->frames);
+        allocator->free(allocator->ctx, capture);
+    }
+}
+
+void
+_PyTraceCapture_Forget(_PyTraceCapture *capture)
+{
+    memset(&capture->remembered, 0, sizeof(memory));
+}
+
+size_t
+_PyTraceCapture_Memory(const _PyTraceCapture *capture)
+{
+    return sizeof(*capture) + capture->nframes * sizeof(_PyInterpreterFrame *);
+}
+
+
+/* --- Places in the code ------------------------------------------------- */
 
 // As PyUnstable_InterpreterFrame_GetLine(), but always from the line table:
 // instrumentation data may be replaced while a detached thread looks at it.
@@ -63,47 +163,263 @@ intern_filename(_PyTraceIntern *intern, PyObject *filename, uint32_t *id)
     return _PyTraceIntern_Filename(intern, &name, text, id);
 }
 
-// The filename of the last frame: mostly that of the next one, too.  Saves to
-// look up the same text again; borrowed while its frame is on the stack.
-typedef struct {
-    PyObject *filename;
-    uint32_t id;
-} last_filename;
+// Multiplicative; the high bits are good.
+static inline size_t
+hash_key(const void *ptr, uint32_t more, int bits)
+{
+    uint64_t hash = ((uint64_t)(uintptr_t)ptr
+                     + more * UINT64_C(0xC2B2AE3D27D4EB4F))
+                    * UINT64_C(0x9E3779B97F4A7C15);
+    return (size_t)(hash >> (64 - bits));
+}
 
 static int
-add_frame(_PyTraceIntern *intern, _PyInterpreterFrame *frame,
-          last_filename *last)
+find_item(_PyTraceIntern *intern, _PyInterpreterFrame *frame,
+          _PyTraceFrame *item)
 {
     PyObject *filename = _PyFrame_GetCode(frame)->co_filename;
-    if (filename != last->filename) {
-        if (intern_filename(intern, filename, &last->id) < 0) {
+    item->lineno = frame_lineno(frame);
+    return intern_filename(intern, filename, &item->filename);
+}
+
+// Filename and line of a frame.  Saves to decode the line table, which is
+// linear in its length, and to look up the text of the filename.
+static int
+locate(const walk *w, _PyInterpreterFrame *frame, _PyTraceFrame *item)
+{
+    uint32_t version = _PyFrame_GetCode(frame)->co_version;
+    location *place = &w->capture->remembered.locations[
+        hash_key(frame->instr_ptr, version, LOCATION_BITS)];
+    if (version == 0) {
+        return find_item(w->intern, frame, item);
+    }
+    if (place->instr != frame->instr_ptr || place->version != version) {
+        if (find_item(w->intern, frame, item) < 0) {
             return -1;
         }
-        last->filename = filename;
+        *place = (location){frame->instr_ptr, version, *item};
     }
-    _PyTraceFrame item = {last->id, frame_lineno(frame)};
-    return _PyTraceIntern_AddFrame(intern, item);
+    *item = place->item;
+    return 0;
+}
+
+
+/* --- Tracebacks --------------------------------------------------------- */
+
+static int
+build(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
+      _PyTraceback_Id *id)
+{
+    _PyTraceFrame item;
+    size_t total_nframe = 1;
+    if (locate(w, frame, &item) < 0) {
+        return -1;
+    }
+    _PyTraceIntern_BeginTraceback(w->intern);
+    if (_PyTraceIntern_AddFrame(w->intern, item) < 0) {
+        return -1;
+    }
+    if (w->max_nframe == 1) {
+        total_nframe += callers;
+    }
+    else if (callers != _PyTraceback_NONE) {
+        total_nframe += _PyTraceIntern_GetTraceback(
+            w->intern, callers, NULL)->total_nframe;
+        if (_PyTraceIntern_AddFramesOf(w->intern, callers,
+                                       (size_t)w->max_nframe - 1) < 0)
+        {
+            return -1;
+        }
+    }
+    return _PyTraceIntern_EndTraceback(w->intern, total_nframe, id);
+}
+
+// The traceback of a frame with these callers.
+static int
+find_traceback(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
+               _PyTraceback_Id *id)
+{
+    uint32_t version = _PyFrame_GetCode(frame)->co_version;
+    site *place = &w->capture->remembered.sites[
+        hash_key(frame->instr_ptr, version ^ callers << 16 ^ callers,
+                 SITE_BITS)];
+    if (version != 0 && place->instr == frame->instr_ptr
+        && place->version == version && place->callers == callers)
+    {
+        *id = place->traceback;
+        return 0;
+    }
+    if (build(w, frame, callers, id) < 0) {
+        return -1;
+    }
+    if (version != 0) {
+        *place = (site){frame->instr_ptr, version, callers, *id};
+    }
+    return 0;
+}
+
+
+/* --- Activations -------------------------------------------------------- */
+
+static inline activation *
+activation_slot(_PyTraceCapture *capture, const _PyInterpreterFrame *frame)
+{
+    return &capture->remembered.activations[
+        hash_key(frame, 0, ACTIVATION_BITS)];
+}
+
+// What is remembered of a frame, or NULL.
+static inline activation *
+find_activation(_PyTraceCapture *capture, const _PyInterpreterFrame *frame)
+{
+    activation *found = activation_slot(capture, frame);
+    return frame->callers_known && found->frame == frame ? found : NULL;
+}
+
+// Remember the callers of a frame; or its traceback, too, unless NONE.
+static void
+remember(_PyTraceCapture *capture, _PyInterpreterFrame *frame,
+         uint32_t callers, _PyTraceback_Id id)
+{
+    *activation_slot(capture, frame) = (activation){
+        frame, id == _PyTraceback_NONE ? NULL : frame->instr_ptr, callers, id,
+    };
+    frame->callers_known = 1;
+}
+
+static int
+add_frame(_PyTraceCapture *capture, size_t i, _PyInterpreterFrame *frame)
+{
+    if (i == capture->nframes) {
+        const PyMemAllocatorEx *allocator = capture->allocator;
+        size_t nframes = Py_MAX(capture->nframes * 2, 64);
+        void *frames = allocator->realloc(
+            allocator->ctx, capture->frames,
+            nframes * sizeof(_PyInterpreterFrame *));
+        if (frames == NULL) {
+            return -1;
+        }
+        capture->frames = frames;
+        capture->nframes = nframes;
+    }
+    capture->frames[i] = frame;
+    return 0;
+}
+
+// The callers of what a frame calls.
+static int
+find_callers(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
+             uint32_t *result)
+{
+    if (w->max_nframe == 1) {
+        *result = callers + 1;
+        return 0;
+    }
+    return find_traceback(w, frame, callers, result);
+}
+
+// Find out, and remember, who called a frame.
+static int
+walk_callers(const walk *w, _PyInterpreterFrame *frame, uint32_t *callers)
+{
+    _PyTraceCapture *capture = w->capture;
+    const activation *known = NULL;
+    size_t n = 0;
+    while (frame != NULL
+           && (known = find_activation(capture, frame)) == NULL)
+    {
+        if (add_frame(capture, n++, frame) < 0) {
+            return -1;
+        }
+        frame = _PyFrame_GetFirstComplete(frame->previous);
+    }
+    *callers = 0;
+    if (known != NULL) {
+        *callers = known->callers;
+        if (n > 0 && find_callers(w, frame, *callers, callers) < 0) {
+            return -1;
+        }
+    }
+    for (size_t i = n; i-- > 0; ) {
+        remember(capture, capture->frames[i], *callers, _PyTraceback_NONE);
+        if (i > 0
+            && find_callers(w, capture->frames[i], *callers, callers) < 0)
+        {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+#ifdef Py_DEBUG
+// Is this what a walk over all frames finds?
+static bool
+is_exact(_PyTraceIntern *intern, _PyInterpreterFrame *frame, int max_nframe,
+         _PyTraceback_Id id)
+{
+    const _PyTraceFrame *frames;
+    const _PyTraceback *traceback =
+        _PyTraceIntern_GetTraceback(intern, id, &frames);
+    size_t n = 0;
+    for (; frame != NULL; n++) {
+        if (n < (size_t)max_nframe) {
+            _PyTraceFrame item;
+            if (find_item(intern, frame, &item) < 0) {
+                return true;      // no memory to tell
+            }
+            // Interning may have moved them.
+            traceback = _PyTraceIntern_GetTraceback(intern, id, &frames);
+            if (n >= traceback->nframe
+                || item.filename != frames[n].filename
+                || item.lineno != frames[n].lineno)
+            {
+                return false;
+            }
+        }
+        frame = _PyFrame_GetFirstComplete(frame->previous);
+    }
+    return traceback->nframe == Py_MIN(n, (size_t)max_nframe)
+           && traceback->total_nframe == Py_MIN(n, UINT16_MAX);
+}
+#endif
+
+_PyTraceback_Id
+_PyTraceCapture_Known(_PyTraceCapture *capture, PyThreadState *tstate)
+{
+    _PyInterpreterFrame *frame = _PyThreadState_GetFrame(tstate);
+    if (frame != NULL) {
+        const activation *known = find_activation(capture, frame);
+        if (known != NULL && known->instr == frame->instr_ptr) {
+            return known->traceback;
+        }
+    }
+    return _PyTraceback_NONE;
 }
 
 int
-_PyTraceCapture_Traceback(_PyTraceIntern *intern, PyThreadState *tstate,
-                          int max_nframe, _PyTraceback_Id *id)
+_PyTraceCapture_Traceback(_PyTraceCapture *capture, _PyTraceIntern *intern,
+                          PyThreadState *tstate, int max_nframe,
+                          _PyTraceback_Id *id)
 {
-    size_t nframe = 0;
-    size_t limit = (size_t)max_nframe;
-    last_filename last = {NULL, 0};
-
-    _PyTraceIntern_BeginTraceback(intern);
     _PyInterpreterFrame *frame = NULL;
     if (tstate != NULL) {
         frame = _PyThreadState_GetFrame(tstate);
     }
-    while (frame != NULL) {
-        if (nframe < limit && add_frame(intern, frame, &last) < 0) {
+    if (frame == NULL) {
+        *id = _PyTraceback_UNKNOWN;
+        return 0;
+    }
+    *id = _PyTraceCapture_Known(capture, tstate);
+    if (*id == _PyTraceback_NONE) {
+        walk w = {capture, intern, max_nframe};
+        uint32_t callers;
+        if (walk_callers(&w, frame, &callers) < 0
+            || find_traceback(&w, frame, callers, id) < 0)
+        {
             return -1;
         }
-        nframe++;
-        frame = _PyFrame_GetFirstComplete(frame->previous);
+        remember(capture, frame, callers, *id);
     }
-    return _PyTraceIntern_EndTraceback(intern, nframe, id);
+    assert(is_exact(intern, frame, max_nframe, *id));
+    return 0;
 }

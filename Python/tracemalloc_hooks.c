@@ -43,10 +43,11 @@ detached_tstate(_PyTraceRuntime *runtime)
     return tstate;
 }
 
-static void
-identify(_PyTraceCaller *caller, PyThreadState *tstate)
+static inline void
+identify(_PyTraceCaller *caller, PyThreadState *tstate, bool attached)
 {
     caller->tstate = tstate;
+    caller->attached = attached;
     caller->any_block = false;
     caller->books = tstate != NULL ? &tstate->interp->tracemalloc
                     : &_PyRuntime._main_interpreter.tracemalloc;
@@ -58,10 +59,11 @@ _PyTraceCaller_BeginLocked(_PyTraceCaller *caller)
     caller->runtime = &_PyRuntime.tracemalloc;
     caller->locked = true;
     PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate == NULL) {
+    bool attached = tstate != NULL;
+    if (!attached) {
         tstate = detached_tstate(caller->runtime);
     }
-    identify(caller, tstate);
+    identify(caller, tstate, attached);
 }
 
 void
@@ -76,7 +78,7 @@ _PyTraceCaller_Begin(_PyTraceCaller *caller)
     }
     caller->runtime = &_PyRuntime.tracemalloc;
     caller->locked = false;
-    identify(caller, tstate);
+    identify(caller, tstate, true);
 }
 
 
@@ -86,72 +88,91 @@ _PyTraceCaller_Begin(_PyTraceCaller *caller)
 // larger than 512 bytes from the raw domain.  A block is traced once, by the
 // outermost hook.
 
-static inline bool
-get_reentrant(_PyTraceBooks *books)
+// The mark of an attached thread is in its thread state: that saves calls to
+// the thread library.  Without one to look into, the key of the interpreter
+// has to do.
+static inline void **
+mark_field(PyThreadState *tstate)
 {
-    return PyThread_tss_get(&books->reentrant_key) != NULL;
+    return &((_PyThreadStateImpl *)tstate)->tracemalloc.mark;
+}
+
+static inline void *
+get_mark(const _PyTraceCaller *caller)
+{
+    void *mark = NULL;
+    if (caller->tstate != NULL) {
+        mark = *mark_field(caller->tstate);
+    }
+    if (mark == NULL && !caller->attached) {
+        mark = PyThread_tss_get(&caller->books->reentrant_key);
+    }
+    return mark;
 }
 
 static inline int
-set_mark(_PyTraceBooks *books, void *mark)
+set_mark(const _PyTraceCaller *caller, void *mark)
 {
-    return PyThread_tss_set(&books->reentrant_key, mark);
+    if (caller->attached) {
+        *mark_field(caller->tstate) = mark;
+        return 0;
+    }
+    return PyThread_tss_set(&caller->books->reentrant_key, mark);
 }
 
 // Is a call to be traced, and if so, keep those that it makes from it.
 // Returns 1 or 0, or -1 if the thread has no room for its mark.
-//
-// Needs the caller to be attached to the interpreter of these books, or the
-// runtime to be locked.
-static int
-begin_tracing(_PyTraceBooks *books)
+static inline int
+begin_tracing(const _PyTraceCaller *caller)
 {
-    if (!books->tracing || get_reentrant(books)) {
+    if (!caller->books->tracing || get_mark(caller) != NULL) {
         return 0;
     }
-    return set_mark(books, REENTRANT) == 0 ? 1 : -1;
+    return set_mark(caller, REENTRANT) == 0 ? 1 : -1;
 }
 
-// The counterpart, with the same rules.  If tracing was stopped, or even
-// started anew, during the call then the mark is gone already.
-static void
-end_tracing(_PyTraceBooks *books)
+// The counterpart.  If tracing was stopped, or even started anew, while a
+// detached thread made the call then the mark is gone already.
+static inline void
+end_tracing(const _PyTraceCaller *caller)
 {
-    if (PyThread_tss_is_created(&books->reentrant_key)) {
+    if (caller->attached
+        || PyThread_tss_is_created(&caller->books->reentrant_key))
+    {
         // Cannot fail: only a first value may need memory.
-        (void)set_mark(books, NULL);
+        (void)set_mark(caller, NULL);
     }
 }
 
 // Let the mark of a thread whose calls are not to be traced point to a trace
 // that is out of the books while its block is freed or reallocated: if the
 // block turns out to be corrupted, the error report tells where it was
-// allocated.  The same rules as for begin_tracing().
-static bool
-show_taken(_PyTraceBooks *books, _PyTraceTaken *taken)
+// allocated.
+static inline bool
+show_taken(const _PyTraceCaller *caller, _PyTraceTaken *taken)
 {
-    return taken->room.epoch != 0 && set_mark(books, taken) == 0;
+    return taken->room.epoch != 0 && set_mark(caller, taken) == 0;
 }
 
 const _PyTraceTaken *
-_PyTraceHooks_GetTaken(_PyTraceBooks *books)
+_PyTraceHooks_GetTaken(const _PyTraceCaller *caller)
 {
-    if (!PyThread_tss_is_created(&books->reentrant_key)) {
+    if (!caller->attached
+        && !PyThread_tss_is_created(&caller->books->reentrant_key))
+    {
         return NULL;
     }
-    void *mark = PyThread_tss_get(&books->reentrant_key);
+    void *mark = get_mark(caller);
     return mark == REENTRANT ? NULL : mark;
 }
 
 bool
-_PyTraceHooks_SetReentrant(_PyTraceBooks *books, bool reentrant)
+_PyTraceHooks_SetReentrant(bool reentrant)
 {
-    if (!PyThread_tss_is_created(&books->reentrant_key)) {
-        return false;
-    }
-    bool previous = get_reentrant(books);
+    void **mark = mark_field(_PyThreadState_GET());
+    bool previous = *mark != NULL;
     if (previous != reentrant) {
-        (void)set_mark(books, reentrant ? REENTRANT : NULL);
+        *mark = reentrant ? REENTRANT : NULL;
     }
     return previous;
 }
@@ -175,13 +196,12 @@ below(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
 
 // begin_tracing() and end_tracing() for the calling thread.
 
-static int
-enter(void)
+static inline int
+enter(_PyTraceCaller *caller)
 {
-    _PyTraceCaller caller;
-    _PyTraceCaller_Begin(&caller);
-    int res = begin_tracing(caller.books);
-    _PyTraceCaller_End(&caller);
+    _PyTraceCaller_Begin(caller);
+    int res = begin_tracing(caller);
+    _PyTraceCaller_End(caller);
     return res;
 }
 
@@ -190,47 +210,98 @@ leave(void)
 {
     _PyTraceCaller caller;
     _PyTraceCaller_Begin(&caller);
-    end_tracing(caller.books);
+    end_tracing(&caller);
     _PyTraceCaller_End(&caller);
 }
 
-// Record a block for the calling thread, and end what enter() began.
+// Record a block for the calling thread, and end what enter() began for
+// `before`.
 static int
-record_and_leave(PyMemAllocatorDomain domain, void *ptr, size_t size)
+record_and_leave(const _PyTraceCaller *before, PyMemAllocatorDomain domain,
+                 void *ptr, size_t size)
 {
     int res = 0;
+    if (before->attached && domain != PYMEM_DOMAIN_RAW && ptr != NULL
+        && _PyThreadState_GET() == before->tstate && before->books->tracing
+        && _PyTraceCaller_RecordOwn(before, (uintptr_t)ptr, size, NULL))
+    {
+        end_tracing(before);
+        return 0;
+    }
     _PyTraceCaller caller;
     _PyTraceCaller_Begin(&caller);
     if (ptr != NULL && caller.books->tracing) {
         res = _PyTraceCaller_Record(&caller, 0, (uintptr_t)ptr, size,
                                     domain == PYMEM_DOMAIN_RAW);
     }
-    end_tracing(caller.books);
+    end_tracing(&caller);
     _PyTraceCaller_End(&caller);
     return res;
 }
 
-static void *
+// Take out the trace of a block that is given back or reallocated.
+static inline void
+take(_PyTraceCaller *caller, PyMemAllocatorDomain domain, void *ptr,
+     bool keep_room, _PyTraceTaken *taken)
+{
+    if (domain == PYMEM_DOMAIN_RAW || !caller->attached
+        || !_PyTraceCaller_TakeOwn(caller, (uintptr_t)ptr, keep_room, taken))
+    {
+        _PyTraceCaller_Take(caller, 0, (uintptr_t)ptr, keep_room, taken);
+    }
+}
+
+// Has the caller taken out the trace of this block already?
+static inline bool
+is_taken(const _PyTraceCaller *caller, void *ptr)
+{
+    if (!caller->attached) {
+        return false;
+    }
+    const void *mark = get_mark(caller);
+    return mark != NULL && mark != REENTRANT
+           && ((const _PyTraceTaken *)mark)->trace.ptr == (uintptr_t)ptr
+           && ((const _PyTraceTaken *)mark)->trace.domain == 0;
+}
+
+static inline void
+rerecord(_PyTraceCaller *caller, _PyTraceTaken *taken, void *ptr, size_t size,
+         PyMemAllocatorDomain domain)
+{
+    bool shared = domain == PYMEM_DOMAIN_RAW;
+    if (shared || !caller->attached || taken->room.books != caller->books
+        || !_PyTraceCaller_RecordOwn(caller, (uintptr_t)ptr, size,
+                                     &taken->room))
+    {
+        _PyTraceCaller_Rerecord(caller, taken, 0, (uintptr_t)ptr, size,
+                                shared);
+    }
+}
+
+static inline void *
 hook_alloc(PyMemAllocatorDomain domain, bool zeroed,
            size_t nelem, size_t elsize)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     const PyMemAllocatorEx *alloc = below(runtime, domain);
 
-    int traced = _PyTraceRuntime_IsIdle(runtime) ? 0 : enter();
+    _PyTraceCaller caller;
+    int traced = _PyTraceRuntime_IsIdle(runtime) ? 0 : enter(&caller);
     if (traced < 0) {
         return NULL;
     }
     void *ptr = zeroed ? alloc->calloc(alloc->ctx, nelem, elsize)
                        : alloc->malloc(alloc->ctx, nelem * elsize);
-    if (traced && record_and_leave(domain, ptr, nelem * elsize) < 0) {
+    if (traced
+        && record_and_leave(&caller, domain, ptr, nelem * elsize) < 0)
+    {
         alloc->free(alloc->ctx, ptr);
         return NULL;
     }
     return ptr;
 }
 
-static void
+static inline void
 hook_free(PyMemAllocatorDomain domain, void *ptr)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
@@ -243,14 +314,26 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
     _PyTraceCaller caller;
     _PyTraceTaken taken;
     _PyTraceCaller_Begin(&caller);
-    _PyTraceCaller_Take(&caller, 0, (uintptr_t)ptr, false, &taken);
-    bool shown = (caller.books->tracing && !get_reentrant(caller.books)
-                  && show_taken(caller.books, &taken));
+    if (is_taken(&caller, ptr)) {
+        // By an outer hook.
+        taken.room.epoch = 0;
+    }
+    else {
+        take(&caller, domain, ptr, false, &taken);
+    }
+    bool shown = (caller.books->tracing && get_mark(&caller) == NULL
+                  && show_taken(&caller, &taken));
     _PyTraceCaller_End(&caller);
 
     alloc->free(alloc->ctx, ptr);
     if (shown) {
-        leave();
+        // Saves to find out again who is calling.
+        if (caller.attached) {
+            *mark_field(caller.tstate) = NULL;
+        }
+        else {
+            leave();
+        }
     }
 }
 
@@ -263,13 +346,14 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
     if (_PyTraceRuntime_IsIdle(runtime)) {
         return alloc->realloc(alloc->ctx, ptr, size);
     }
+    _PyTraceCaller caller;
     if (ptr == NULL) {
-        int traced = enter();
+        int traced = enter(&caller);
         if (traced < 0) {
             return NULL;
         }
         ptr = alloc->realloc(alloc->ctx, NULL, size);
-        if (traced && record_and_leave(domain, ptr, size) < 0) {
+        if (traced && record_and_leave(&caller, domain, ptr, size) < 0) {
             alloc->free(alloc->ctx, ptr);
             return NULL;
         }
@@ -278,13 +362,12 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
 
     // Without room for its mark the call goes on untraced: reallocating never
     // fails because of tracing.
-    _PyTraceCaller caller;
     _PyTraceTaken taken;
     _PyTraceCaller_Begin(&caller);
-    bool traced = begin_tracing(caller.books) > 0;
-    _PyTraceCaller_Take(&caller, 0, (uintptr_t)ptr, true, &taken);
+    bool traced = begin_tracing(&caller) > 0;
+    take(&caller, domain, ptr, true, &taken);
     if (traced) {
-        (void)show_taken(caller.books, &taken);
+        (void)show_taken(&caller, &taken);
     }
     _PyTraceCaller_End(&caller);
 
@@ -292,14 +375,13 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
 
     _PyTraceCaller_Begin(&caller);
     if (ptr2 != NULL && traced && caller.books->tracing) {
-        _PyTraceCaller_Rerecord(&caller, &taken, 0, (uintptr_t)ptr2, size,
-                                domain == PYMEM_DOMAIN_RAW);
+        rerecord(&caller, &taken, ptr2, size, domain);
     }
     else {
         _PyTraceCaller_Settle(&caller, &taken, ptr2 == NULL);
     }
     if (traced) {
-        end_tracing(caller.books);
+        end_tracing(&caller);
     }
     _PyTraceCaller_End(&caller);
     return ptr2;

@@ -310,6 +310,25 @@ _PyTraceIntern_AddFrame(_PyTraceIntern *intern, _PyTraceFrame frame)
     return 0;
 }
 
+int
+_PyTraceIntern_AddFramesOf(_PyTraceIntern *intern, _PyTraceback_Id id,
+                           size_t max_nframe)
+{
+    assert(id > _PyTraceback_UNKNOWN);
+    size_t n = Py_MIN(traceback_item(intern, id)->nframe, max_nframe);
+    size_t i = intern->frames.length + intern->pending;
+    if (array_reserve(intern->allocator, &intern->frames, i, n,
+                      sizeof(_PyTraceFrame)) < 0)
+    {
+        return -1;
+    }
+    memcpy(frame_at(intern, i),
+           frame_at(intern, traceback_item(intern, id)->first),
+           n * sizeof(_PyTraceFrame));
+    intern->pending += n;
+    return 0;
+}
+
 // One that is made of the pending frames; _PyTraceback_NONE if there is none.
 static _PyTraceback_Id
 find_pending(const _PyTraceIntern *intern, const _PyTraceback *traceback)
@@ -396,12 +415,12 @@ _PyTraceIntern_GetTraceback(const _PyTraceIntern *intern, _PyTraceback_Id id,
     static const _PyTraceback unknown = {.nframe = 1, .total_nframe = 1};
 
     assert(id != _PyTraceback_NONE);
-    if (id == _PyTraceback_UNKNOWN) {
-        *frames = &unknown_frame;
-        return &unknown;
+    bool is_known = id != _PyTraceback_UNKNOWN;
+    const _PyTraceback *item = is_known ? traceback_item(intern, id)
+                                        : &unknown;
+    if (frames != NULL) {
+        *frames = is_known ? frame_at(intern, item->first) : &unknown_frame;
     }
-    const _PyTraceback *item = traceback_item(intern, id);
-    *frames = frame_at(intern, item->first);
     return item;
 }
 

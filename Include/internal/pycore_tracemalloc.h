@@ -16,9 +16,10 @@
 //   Python/tracemalloc_counters.c    the process-wide sum and its peak
 //   Python/tracemalloc_directory.c   who has the trace of a block
 //   Python/tracemalloc_intern.c   filenames and tracebacks, to ids and back
+//   Python/tracemalloc_map.c      address to (size, traceback id)
 //   Python/tracemalloc_table.c    (domain, address) to (size, traceback id)
 //
-// The last two are plain containers: no lock, no interpreter, no Python
+// The last three are plain containers: no lock, no interpreter, no Python
 // object.  Filenames are copied as text, so that no reference is owned and
 // nothing of one interpreter is ever freed by another.
 //
@@ -67,6 +68,7 @@ extern "C" {
 
 typedef struct _tracemalloc_runtime_state _PyTraceRuntime;
 typedef struct _tracemalloc_interp_state _PyTraceBooks;
+typedef struct _tracemalloc_capture _PyTraceCapture;
 
 
 /* --- Counters ----------------------------------------------------------- */
@@ -301,7 +303,8 @@ struct _tracemalloc_interp_state {
     // Set for a thread that is inside a hook, or must not be traced for
     // another reason: to a constant, or to the trace of a block that the
     // thread is giving back.  Created and deleted like `tracing` is written;
-    // its value belongs to the thread itself.
+    // its value belongs to the thread itself.  An attached thread uses its
+    // thread state instead.
     Py_tss_t reentrant_key;
 
     // Next in _PyRuntime.tracemalloc.tracing; guarded by the runtime's mutex.
@@ -312,6 +315,10 @@ struct _tracemalloc_interp_state {
     // Written and read like `tracing`.
     bool shares_all;
 
+    // How often the mutex was taken.  Written under the mutex; read without
+    // it, relaxed, to see whether anything has changed.
+    uint64_t operations;
+
     // Changes whenever traceback ids lose their meaning.  Unique over all
     // interpreters.  Written under both mutexes, read under one of them.
     uint64_t epoch;
@@ -321,13 +328,17 @@ struct _tracemalloc_interp_state {
 
     // Blocks that are freed by this interpreter, or by one that uses its
     // object allocator: those of the "mem" and "object" domains.
-    _PyTraceTable traces;
+    _PyTraceMap traces;
 
     // Blocks that anybody may free: those of the "raw" domain, and what is
-    // given to PyTraceMalloc_Track().  They are in the directory, too.
+    // given to PyTraceMalloc_Track().  They are in the directory, too.  So are
+    // those that are too large for the map.
     _PyTraceTable shared;
 
     _PyTraceIntern intern;
+
+    // NULL while not tracing.
+    _PyTraceCapture *capture;
 };
 
 #define _tracemalloc_runtime_state_INIT { .ntracing = 0 }
@@ -341,21 +352,41 @@ struct _tracemalloc_interp_state {
 
 /* --- Capture ------------------------------------------------------------ */
 
+// What the tracebacks of some books were made from, so that the next one is
+// mostly found without a look at more than one frame.
+
+// NULL if there is no memory.
+extern _PyTraceCapture *_PyTraceCapture_New(const PyMemAllocatorEx *allocator);
+extern void _PyTraceCapture_Free(_PyTraceCapture *capture);
+
+// Needed when ids lose their meaning, and when what a frame or code object was
+// like when its traceback was found has changed.
+extern void _PyTraceCapture_Forget(_PyTraceCapture *capture);
+
 // Intern the traceback of a thread: the frames of `tstate`, which must be the
 // calling thread's own, or _PyTraceback_UNKNOWN if it is NULL.  -1 if there is
 // no memory.
 extern int _PyTraceCapture_Traceback(
-    _PyTraceIntern *intern, PyThreadState *tstate, int max_nframe,
-    _PyTraceback_Id *id);
+    _PyTraceCapture *capture, _PyTraceIntern *intern, PyThreadState *tstate,
+    int max_nframe, _PyTraceback_Id *id);
+
+// The same if it is remembered of the frame that the thread is in; else
+// _PyTraceback_NONE.
+extern _PyTraceback_Id _PyTraceCapture_Known(
+    _PyTraceCapture *capture, PyThreadState *tstate);
+
+// Bytes of memory held.
+extern size_t _PyTraceCapture_Memory(const _PyTraceCapture *capture);
 
 
 /* --- Books -------------------------------------------------------------- */
 
 // What _PyTraceBooks_Open() sets up and _Close() takes away.
 typedef struct {
-    _PyTraceTable traces;
+    _PyTraceMap traces;
     _PyTraceTable shared;
     _PyTraceIntern intern;
+    _PyTraceCapture *capture;     // NULL unless closed
 } _PyTraceContents;
 
 // Room for one trace, promised by some books.
@@ -379,6 +410,7 @@ typedef struct {
     _PyTraceRuntime *runtime;
     _PyTraceBooks *books;
     PyThreadState *tstate;        // attached or detached, or NULL
+    bool attached;                // is it attached?
     bool locked;                  // does it hold the runtime's mutex?
     bool any_block;               // may it name any block, freed or not?
 } _PyTraceCaller;
@@ -440,6 +472,11 @@ extern void _PyTraceBooks_Clear(
     _PyTraceRuntime *runtime, _PyTraceBooks *books,
     _PyTraceContents *contents);
 
+// These need no lock.
+
+// Look at frames and code objects anew, of which something has changed.
+extern void _PyTraceBooks_ForgetFrames(_PyTraceBooks *books);
+
 // These lock what they need, the runtime included.  What they cost does not
 // depend on the number of interpreters, but for _Settle() of another one's and
 // for `any_block`.
@@ -451,6 +488,17 @@ extern void _PyTraceBooks_Clear(
 extern int _PyTraceCaller_Record(
     _PyTraceCaller *caller, unsigned int domain, uintptr_t ptr, size_t size,
     bool shared);
+
+// What _Record() and _Take() come to for nearly all blocks, done with a third
+// of the instructions: an attached thread has got, or gives back, a block of
+// its own interpreter in domain 0, or reallocates it, and then has `room` for
+// it.  False if it is not as simple as that; nothing has changed then.
+extern bool _PyTraceCaller_RecordOwn(
+    const _PyTraceCaller *caller, uintptr_t ptr, size_t size,
+    _PyTraceRoom *room);
+extern bool _PyTraceCaller_TakeOwn(
+    const _PyTraceCaller *caller, uintptr_t ptr, bool keep_room,
+    _PyTraceTaken *taken);
 
 // Take out the trace of a block, whosever it is, to drop it; or, if
 // `keep_room`, to finish it by _Rerecord() or _Settle().
@@ -476,10 +524,9 @@ extern void _PyTraceCaller_Settle(
 // interpreter that shares the object allocator moves to the caller's.
 extern void _PyTraceCaller_Reattribute(_PyTraceCaller *caller, uintptr_t ptr);
 
-// The trace of a block or NULL, and in which table it is; with the books
-// locked.
-extern _PyTrace *_PyTraceBooks_Find(
-    _PyTraceBooks *books, unsigned int domain, uintptr_t ptr, bool *shared);
+// Copy the trace of a block; false if there is none.  With the books locked.
+extern bool _PyTraceBooks_Get(
+    _PyTraceBooks *books, unsigned int domain, uintptr_t ptr, _PyTrace *trace);
 
 // Copy the books, which must be open.  -1 if there is no memory; nothing is
 // left in `snapshot` then.
@@ -511,11 +558,12 @@ extern void _PyTraceHooks_Remove(_PyTraceRuntime *runtime);
 
 // Keep the calling thread, which is attached, from being traced (true), or
 // trace it again.  Returns the previous setting.
-extern bool _PyTraceHooks_SetReentrant(_PyTraceBooks *books, bool reentrant);
+extern bool _PyTraceHooks_SetReentrant(bool reentrant);
 
-// The trace that the calling thread has taken from some books because it is
-// freeing or reallocating the block, or NULL.  With the runtime locked.
-extern const _PyTraceTaken *_PyTraceHooks_GetTaken(_PyTraceBooks *books);
+// The trace that the caller has taken from some books because it is freeing or
+// reallocating the block, or NULL.  With the runtime locked.
+extern const _PyTraceTaken *_PyTraceHooks_GetTaken(
+    const _PyTraceCaller *caller);
 
 // Find out who is calling.  Locks the runtime unless the thread is attached.
 // Valid until _PyTraceCaller_End(), which unlocks it.  A hook gets only blocks
@@ -568,6 +616,10 @@ PyAPI_FUNC(int) _PyTraceMalloc_SnapshotBlock(
 PyAPI_FUNC(void) _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak);
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceMalloc_ResetPeak(void);
+
+// The calling thread, which is attached, has changed the line of a frame that
+// is being executed, or the filename of a code object.
+extern void _PyTraceMalloc_FramesChanged(void);
 
 // The interpreter is about to be deleted, or died in a fork: stop tracing for
 // good.  Needs no thread state.

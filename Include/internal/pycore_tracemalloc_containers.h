@@ -1,4 +1,4 @@
-// What tracemalloc keeps its data in: a table of traces, and sets of interned
+// What tracemalloc keeps its data in: tables of traces, and sets of interned
 // filenames and tracebacks.  Plain containers: they know no lock, interpreter
 // or Python object, and are used by one thread at a time.  Memory comes from
 // the allocator that they are given.
@@ -107,6 +107,200 @@ PyAPI_FUNC(size_t) _PyTraceTable_Memory(const _PyTraceTable *table);
 PyAPI_FUNC(bool) _PyTraceTable_IsValid(const _PyTraceTable *table);
 
 
+/* --- Map: address to (size, traceback id) ------------------------------- */
+
+// For blocks of less than 4 GiB in domain 0, which are nearly all: a trace
+// takes 16 bytes and some room, instead of 24, and is found with less work.
+
+typedef struct {
+    uintptr_t ptr;                // 0: a free slot
+    uint32_t size;
+    _PyTraceback_Id traceback;
+} _PyTraceBlock;
+
+// What the map can hold.  A slot without a block has an address below these.
+#define _PyTraceBlock_MAX_SIZE UINT32_MAX
+#define _PyTraceBlock_MIN_PTR 2
+
+// Like the table, but it grows by a third, so that it is never less than half
+// full, and the contents of the slots are moved bit by bit.
+//
+// Invariant: used + reserved <= limit < capacity, or all of them are 0.
+typedef struct {
+    const PyMemAllocatorEx *allocator;
+    _PyTraceBlock *slots;
+    size_t capacity;              // number of slots
+    size_t limit;                 // the most slots that may be taken
+    size_t low;                   // with fewer taken the map is to shrink
+    size_t used;                  // number of traces, old ones included
+    size_t reserved;              // slots promised by _PyTraceMap_Reserve()
+
+    // Slots of before the last change of the capacity: from `moved` on they
+    // still have to be moved.  NULL if there are none.
+    _PyTraceBlock *old;
+    size_t old_capacity;
+    size_t moved;
+} _PyTraceMap;
+
+PyAPI_FUNC(void) _PyTraceMap_Init(
+    _PyTraceMap *map, const PyMemAllocatorEx *allocator);
+
+// Free the memory and forget everything, reservations included.
+PyAPI_FUNC(void) _PyTraceMap_Clear(_PyTraceMap *map);
+
+// What the functions below leave to others.
+PyAPI_FUNC(int) _PyTraceMap_ReserveSlowly(_PyTraceMap *map);
+PyAPI_FUNC(_PyTraceBlock *) _PyTraceMap_FindOld(
+    const _PyTraceMap *map, uintptr_t ptr);
+PyAPI_FUNC(void) _PyTraceMap_RemoveSlowly(
+    _PyTraceMap *map, _PyTraceBlock *block);
+PyAPI_FUNC(void) _PyTraceMap_Shrink(_PyTraceMap *map);
+
+static inline size_t
+_PyTraceMap_Home(uintptr_t ptr, size_t capacity)
+{
+    // 32 bits are enough for any map that fits into memory, which has at most
+    // a few billion slots.
+    return (size_t)(((uint64_t)_PyTraceTable_Hash(0, ptr) * capacity) >> 32);
+}
+
+static inline size_t
+_PyTraceMap_NextSlot(size_t i, size_t capacity)
+{
+    return i + 1 < capacity ? i + 1 : 0;
+}
+
+// Can a trace be added without more ado?
+static inline bool
+_PyTraceMap_HasRoom(const _PyTraceMap *map)
+{
+    return map->used + map->reserved < map->limit && map->old == NULL;
+}
+
+// Promise room for one more trace; -1 if there is no memory for it.  The
+// promise is kept by _PyTraceMap_Put() or returned by _Unreserve().
+static inline int
+_PyTraceMap_Reserve(_PyTraceMap *map)
+{
+    if (!_PyTraceMap_HasRoom(map)) {
+        return _PyTraceMap_ReserveSlowly(map);
+    }
+    map->reserved++;
+    return 0;
+}
+
+static inline void
+_PyTraceMap_Unreserve(_PyTraceMap *map)
+{
+    assert(map->reserved > 0);
+    map->reserved--;
+}
+
+// The trace of a block or NULL.  It may be changed (but for its address) and
+// is valid until the map is changed.
+static inline _PyTraceBlock *
+_PyTraceMap_Find(const _PyTraceMap *map, uintptr_t ptr)
+{
+    if (map->used == 0 || ptr < _PyTraceBlock_MIN_PTR) {
+        return NULL;
+    }
+    size_t i = _PyTraceMap_Home(ptr, map->capacity);
+    while (map->slots[i].ptr != ptr) {
+        if (map->slots[i].ptr == 0) {
+            return map->old != NULL ? _PyTraceMap_FindOld(map, ptr) : NULL;
+        }
+        i = _PyTraceMap_NextSlot(i, map->capacity);
+    }
+    return &map->slots[i];
+}
+
+static inline void
+_PyTraceMap_Insert(_PyTraceMap *map, _PyTraceBlock block)
+{
+    size_t i = _PyTraceMap_Home(block.ptr, map->capacity);
+    while (map->slots[i].ptr != 0) {
+        i = _PyTraceMap_NextSlot(i, map->capacity);
+    }
+    map->slots[i] = block;
+}
+
+// Add a block that is not in the map, which has room.
+static inline void
+_PyTraceMap_Add(_PyTraceMap *map, _PyTraceBlock block)
+{
+    assert(block.ptr >= _PyTraceBlock_MIN_PTR);
+    assert(block.traceback != _PyTraceback_NONE);
+    assert(_PyTraceMap_Find(map, block.ptr) == NULL);
+    assert(map->used + map->reserved < map->limit);
+    map->used++;
+    _PyTraceMap_Insert(map, block);
+}
+
+// Use up one reservation for a block that is not in the map.
+static inline void
+_PyTraceMap_Put(_PyTraceMap *map, _PyTraceBlock block)
+{
+    assert(map->reserved > 0);
+    map->reserved--;
+    _PyTraceMap_Add(map, block);
+}
+
+// Empty a slot that is not an old one.
+static inline void
+_PyTraceMap_Empty(_PyTraceMap *map, size_t hole)
+{
+    size_t i = hole;
+    // Knuth's Algorithm 6.4R: fill the hole with the next one of the cluster
+    // that may be there, which leaves a hole in turn.
+    for (;;) {
+        i = _PyTraceMap_NextSlot(i, map->capacity);
+        uintptr_t ptr = map->slots[i].ptr;
+        if (ptr == 0) {
+            break;
+        }
+        size_t home = _PyTraceMap_Home(ptr, map->capacity);
+        // Cyclically, home <= hole < i?
+        if (hole < i ? (home <= hole || home > i)
+                     : (home <= hole && home > i))
+        {
+            map->slots[hole] = map->slots[i];
+            hole = i;
+        }
+    }
+    map->slots[hole].ptr = 0;
+}
+
+// Remove a trace that _PyTraceMap_Find() has returned, and perhaps reserve the
+// room that it had.
+static inline void
+_PyTraceMap_Remove(_PyTraceMap *map, _PyTraceBlock *block, bool keep_room)
+{
+    map->used--;
+    map->reserved += keep_room;
+    if (map->old != NULL) {
+        _PyTraceMap_RemoveSlowly(map, block);
+        return;
+    }
+    _PyTraceMap_Empty(map, (size_t)(block - map->slots));
+    if (map->used + map->reserved < map->low) {
+        _PyTraceMap_Shrink(map);
+    }
+}
+
+// Nobody will come for what was promised.
+PyAPI_FUNC(void) _PyTraceMap_ForgetReservations(_PyTraceMap *map);
+
+// Write all traces, in no particular order, to an array of `used` elements.
+PyAPI_FUNC(void) _PyTraceMap_Copy(const _PyTraceMap *map, _PyTrace *out);
+
+// Bytes of memory held.
+PyAPI_FUNC(size_t) _PyTraceMap_Memory(const _PyTraceMap *map);
+
+// Walk the whole map: is every trace where it can be found?  For tests and
+// assertions.
+PyAPI_FUNC(bool) _PyTraceMap_IsValid(const _PyTraceMap *map);
+
+
 /* --- Interning: filenames and tracebacks to ids and back ---------------- */
 
 // A filename, as text: `length` code points of `kind` bytes each.
@@ -176,10 +370,14 @@ PyAPI_FUNC(int) _PyTraceIntern_Filename(
 PyAPI_FUNC(void) _PyTraceIntern_BeginTraceback(_PyTraceIntern *intern);
 PyAPI_FUNC(int) _PyTraceIntern_AddFrame(
     _PyTraceIntern *intern, _PyTraceFrame frame);
+// The most recent frames of an interned traceback, at most so many.
+PyAPI_FUNC(int) _PyTraceIntern_AddFramesOf(
+    _PyTraceIntern *intern, _PyTraceback_Id id, size_t max_nframe);
 PyAPI_FUNC(int) _PyTraceIntern_EndTraceback(
     _PyTraceIntern *intern, size_t total_nframe, _PyTraceback_Id *id);
 
-// Look up ids; what is returned is valid until anything is interned.
+// Look up ids; what is returned is valid until anything is interned.  `frames`
+// may be NULL.
 PyAPI_FUNC(const _PyTraceback *) _PyTraceIntern_GetTraceback(
     const _PyTraceIntern *intern, _PyTraceback_Id id,
     const _PyTraceFrame **frames);

@@ -1,6 +1,6 @@
 // C Extension module to test the containers of tracemalloc: the table of
-// traces (Python/tracemalloc_table.c) and the interned tracebacks
-// (Python/tracemalloc_intern.c).
+// traces (Python/tracemalloc_table.c), the map of traces (tracemalloc_map.c)
+// and the interned tracebacks (tracemalloc_intern.c).
 //
 // They get their memory from an allocator that counts, can be told to fail,
 // moves a block whenever it is resized, and notices writes behind a block.
@@ -165,6 +165,7 @@ typedef struct {
     uint64_t random_state;
     _PyTraceTable table;
     _PyTraceTable ruler;          // see home_slot()
+    _PyTraceMap map;
     _PyTraceIntern intern;
     _PyTraceIntern copy;
     void *scratch;                // freed with PyMem_RawFree() at the end
@@ -192,6 +193,7 @@ reported_memory(const test_state *t)
 {
     return _PyTraceTable_Memory(&t->table)
            + _PyTraceTable_Memory(&t->ruler)
+           + _PyTraceMap_Memory(&t->map)
            + _PyTraceIntern_Memory(&t->intern)
            + _PyTraceIntern_Memory(&t->copy);
 }
@@ -211,6 +213,7 @@ clear_containers(test_state *t)
 {
     _PyTraceTable_Clear(&t->table);
     _PyTraceTable_Clear(&t->ruler);
+    _PyTraceMap_Clear(&t->map);
     _PyTraceIntern_Clear(&t->intern);
     _PyTraceIntern_Clear(&t->copy);
 }
@@ -231,6 +234,7 @@ run(int (*test)(test_state *))
         &t.heap, test_malloc, test_calloc, test_realloc, test_free};
     _PyTraceTable_Init(&t.table, &t.allocator);
     _PyTraceTable_Init(&t.ruler, &t.allocator);
+    _PyTraceMap_Init(&t.map, &t.allocator);
     _PyTraceIntern_Init(&t.intern, &t.allocator);
     _PyTraceIntern_Init(&t.copy, &t.allocator);
 
@@ -2005,6 +2009,309 @@ containers_clear(test_state *t)
 }
 
 
+/* --- Map ---------------------------------------------------------------- */
+
+// Addresses as pymalloc has them: blocks of 32 bytes in pools of 16 KiB.
+static uintptr_t
+map_key(size_t i)
+{
+    return 0x12340030 + i / 500 * 0x4000 + i % 500 * 32;
+}
+
+static int
+map_add(_PyTraceMap *map, size_t i, uint32_t size)
+{
+    CHECK(_PyTraceMap_Reserve(map) == 0, "no room for a trace");
+    _PyTraceMap_Put(map, (_PyTraceBlock){map_key(i), size, 2});
+    return 0;
+}
+
+// sizes[i]: of the trace of map_key(i), or 0.
+static int
+check_map(const test_state *t, const uint32_t *sizes, size_t nkeys)
+{
+    static _PyTrace out[MAX_KEYS];
+    const _PyTraceMap *map = &t->map;
+    size_t used = 0;
+    for (size_t i = 0; i < nkeys; i++) {
+        const _PyTraceBlock *block = _PyTraceMap_Find(map, map_key(i));
+        CHECK((block != NULL) == (sizes[i] != 0), "trace %zu: found %d",
+              i, block != NULL);
+        CHECK(block == NULL || block->size == sizes[i],
+              "the trace %zu is wrong", i);
+        used += sizes[i] != 0;
+    }
+    CHECK(map->used == used, "%zu traces, not %zu", map->used, used);
+    CHECK(_PyTraceMap_IsValid(map), "the map is not valid");
+    _PyTraceMap_Copy(map, out);
+    for (size_t i = 0; i < used; i++) {
+        const _PyTraceBlock *block = _PyTraceMap_Find(map, out[i].ptr);
+        CHECK(block != NULL && out[i].domain == 0
+              && out[i].size == block->size
+              && out[i].traceback == block->traceback,
+              "a copied trace is wrong");
+        for (size_t j = i % 64; used < 500 && j < i; j++) {
+            CHECK(out[i].ptr != out[j].ptr, "a trace was copied twice");
+        }
+    }
+    return check_memory(t);
+}
+
+// Compared with an array, while it grows and shrinks again and again.
+static int
+map_random(test_state *t)
+{
+    static const size_t most[] = {MAX_KEYS, 200, 3000, 20, 1000, 0};
+    uint32_t *sizes = get_scratch(t, MAX_KEYS, sizeof(*sizes));
+    if (sizes == NULL) {
+        return -1;
+    }
+    size_t reserved = 0;
+    for (size_t step = 0; step < 600000; step++) {
+        size_t i = random_below(t, MAX_KEYS);
+        _PyTraceMap *map = &t->map;
+        _PyTraceBlock *block = _PyTraceMap_Find(map, map_key(i));
+        CHECK((block != NULL ? block->size : 0) == sizes[i],
+              "the trace %zu is wrong", i);
+        if (block == NULL && map->used < most[step / 20000 % 6]) {
+            sizes[i] = 1 + (uint32_t)random_below(t, 1000);
+            if (map_add(map, i, sizes[i]) < 0) {
+                return -1;
+            }
+        }
+        else if (block != NULL && random_below(t, 2)) {
+            bool keep_room = random_below(t, 4) == 0;
+            _PyTraceMap_Remove(map, block, keep_room);
+            sizes[i] = 0;
+            reserved += keep_room;
+        }
+        if (reserved > 0 && random_below(t, 4) == 0) {
+            _PyTraceMap_Unreserve(map);
+            reserved--;
+        }
+        CHECK(map->reserved == reserved, "%zu reservations, not %zu",
+              map->reserved, reserved);
+        if (step % 2500 == 0 && check_map(t, sizes, MAX_KEYS) < 0) {
+            return -1;
+        }
+    }
+    return check_map(t, sizes, MAX_KEYS);
+}
+
+// No call moves all of a large map, and none is in vain.
+static int
+map_moves_bit_by_bit(test_state *t)
+{
+    const size_t n = 100000;
+    _PyTraceMap *map = &t->map;
+    size_t resized = 0;
+    for (size_t i = 0; i < n; i++) {
+        const _PyTraceBlock *old = map->old, *slots = map->slots;
+        size_t moved = map->moved;
+        if (map_add(map, i, 1) < 0) {
+            return -1;
+        }
+        if (old != NULL) {
+            CHECK(map->slots == slots, "resized while there are old slots");
+            CHECK(map->old == NULL || map->moved > moved, "nothing moves");
+            CHECK(map->moved <= moved + 64, "%zu slots moved by one call",
+                  map->moved - moved);
+        }
+        resized += map->slots != slots;
+        CHECK(map->used * 3 >= map->capacity || map->capacity < 100,
+              "%zu traces in %zu slots", map->used, map->capacity);
+    }
+    CHECK(resized > 20, "only %zu sizes", resized);
+    CHECK(_PyTraceMap_IsValid(map), "the map is not valid");
+    return check_memory(t);
+}
+
+// With no memory at any moment: nothing is lost, and room that was promised
+// stays.
+static int
+map_failures(test_state *t)
+{
+    uint32_t *sizes = get_scratch(t, MAX_KEYS, sizeof(*sizes));
+    if (sizes == NULL) {
+        return -1;
+    }
+    _PyTraceMap *map = &t->map;
+    size_t failed = 0;
+    for (size_t i = 0; i < MAX_KEYS; i++) {
+        heap_fail_at(&t->heap, 0, true);
+        size_t reserved = map->reserved;
+        if (_PyTraceMap_Reserve(map) < 0) {
+            failed++;
+            CHECK(map->reserved == reserved, "room without memory");
+            // What is taken out can be put back.
+            _PyTraceBlock *block = _PyTraceMap_Find(map, map_key(i / 2));
+            if (block != NULL) {
+                _PyTraceBlock copy = *block;
+                _PyTraceMap_Remove(map, block, true);
+                _PyTraceMap_Put(map, copy);
+            }
+            if (check_map(t, sizes, MAX_KEYS) < 0) {
+                return -1;
+            }
+            heap_fail_at(&t->heap, NEVER, false);
+            CHECK(_PyTraceMap_Reserve(map) == 0, "no room for a trace");
+        }
+        heap_fail_at(&t->heap, 0, true);
+        sizes[i] = (uint32_t)i + 1;
+        _PyTraceMap_Put(map, (_PyTraceBlock){map_key(i), sizes[i], 2});
+    }
+    CHECK(failed > 10, "memory was needed only %zu times", failed);
+    // Without memory it can't shrink.
+    size_t capacity = map->capacity;
+    for (size_t i = 0; i < MAX_KEYS; i++) {
+        _PyTraceMap_Remove(map, _PyTraceMap_Find(map, map_key(i)), false);
+        sizes[i] = 0;
+    }
+    heap_fail_at(&t->heap, NEVER, false);
+    CHECK(map->capacity == capacity, "shrunk without memory");
+    return check_map(t, sizes, MAX_KEYS);
+}
+
+static int
+map_shrinks(test_state *t)
+{
+    const size_t n = 50000, left = 100;
+    _PyTraceMap *map = &t->map;
+    for (size_t i = 0; i < n; i++) {
+        if (map_add(map, i, 1) < 0) {
+            return -1;
+        }
+    }
+    size_t peak = _PyTraceMap_Memory(map);
+    for (size_t i = left; i < n; i++) {
+        _PyTraceMap_Remove(map, _PyTraceMap_Find(map, map_key(i)), false);
+    }
+    CHECK(map->used == left && _PyTraceMap_IsValid(map),
+          "the map is not valid");
+    CHECK(_PyTraceMap_Memory(map) < peak / 20, "%zu bytes for %zu traces",
+          _PyTraceMap_Memory(map), left);
+    _PyTraceMap_ForgetReservations(map);
+    return check_memory(t);
+}
+
+// Any number may be looked up; some mean something in the slots.
+static int
+map_addresses(test_state *t)
+{
+    for (size_t i = 0; i < 1000; i++) {
+        if (map_add(&t->map, i, 1) < 0) {
+            return -1;
+        }
+        for (uintptr_t ptr = 0; ptr < _PyTraceBlock_MIN_PTR; ptr++) {
+            CHECK(_PyTraceMap_Find(&t->map, ptr) == NULL,
+                  "found %zx with %zu traces", (size_t)ptr, i + 1);
+        }
+        if (i % 3 == 0) {
+            _PyTraceMap_Remove(
+                &t->map, _PyTraceMap_Find(&t->map, map_key(i)), false);
+        }
+    }
+    return 0;
+}
+
+// _PyTraceMap_IsValid() notices what is wrong.
+static int
+map_is_valid(test_state *t)
+{
+    _PyTraceMap *map = &t->map;
+    for (size_t i = 0; i < 40; i++) {
+        if (map_add(map, i, 1) < 0) {
+            return -1;
+        }
+    }
+    CHECK(_PyTraceMap_IsValid(map), "not valid");
+    map->used++;
+    CHECK(!_PyTraceMap_IsValid(map), "a wrong count is valid");
+    map->used--;
+    _PyTraceBlock *block = _PyTraceMap_Find(map, map_key(7));
+    size_t i = (size_t)(block - map->slots);
+    size_t j = i;
+    do {
+        j = (j + map->capacity / 2) % map->capacity;
+        j = _PyTraceMap_NextSlot(j, map->capacity);
+    } while (map->slots[j].ptr != 0);
+    map->slots[j] = *block;
+    block->ptr = 0;
+    CHECK(!_PyTraceMap_IsValid(map), "a trace out of place is valid");
+    *block = map->slots[j];
+    map->slots[j].ptr = 0;
+    CHECK(_PyTraceMap_IsValid(map), "not valid");
+    return 0;
+}
+
+// Addresses in the order in which pymalloc hands them out do not cluster.
+static int
+map_distribution(test_state *t)
+{
+    _PyTraceMap *map = &t->map;
+    size_t n = 30000, probes = 0, worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (map_add(map, i, 1) < 0) {
+            return -1;
+        }
+    }
+    for (size_t i = 0; i < n; i++) {
+        const _PyTraceBlock *block = _PyTraceMap_Find(map, map_key(i));
+        if (map->old != NULL && block >= map->old
+            && block < map->old + map->old_capacity)
+        {
+            continue;
+        }
+        size_t home = _PyTraceMap_Home(block->ptr, map->capacity);
+        size_t slot = (size_t)(block - map->slots);
+        size_t distance = slot >= home ? slot - home
+                          : slot + map->capacity - home;
+        probes += distance + 1;
+        worst = Py_MAX(worst, distance);
+    }
+    // Random keys need 2.5 at the largest load.
+    CHECK(probes <= 3 * n, "%zu probes to find %zu traces", probes, n);
+    CHECK(worst < 200, "%zu probes to find one of them", worst);
+    return 0;
+}
+
+// A traceback that continues another one.
+static int
+intern_frames_of(test_state *t)
+{
+    _PyTraceIntern *intern = &t->intern;
+    _PyTraceback_Id callers, id;
+    const size_t n = 300;
+    _PyTraceIntern_BeginTraceback(intern);
+    for (size_t i = 0; i < n; i++) {
+        _PyTraceFrame frame = {0, (unsigned int)i + 1};
+        CHECK(_PyTraceIntern_AddFrame(intern, frame) == 0, "no memory");
+    }
+    CHECK(_PyTraceIntern_EndTraceback(intern, n, &callers) == 0, "no memory");
+    for (size_t kept = 0; kept <= n + 1; kept += 43) {
+        // The frames may have to move while they are copied.
+        for (size_t more = 0; more < 3; more++) {
+            _PyTraceFrame top = {0, 1000 + (unsigned int)more};
+            _PyTraceIntern_BeginTraceback(intern);
+            CHECK(_PyTraceIntern_AddFrame(intern, top) == 0
+                  && _PyTraceIntern_AddFramesOf(intern, callers, kept) == 0
+                  && _PyTraceIntern_EndTraceback(intern, n + 1, &id) == 0,
+                  "no memory");
+            const _PyTraceFrame *frames;
+            const _PyTraceback *traceback =
+                _PyTraceIntern_GetTraceback(intern, id, &frames);
+            CHECK(traceback->nframe == Py_MIN(kept, n) + 1
+                  && traceback->total_nframe == n + 1, "wrong length");
+            CHECK(frames[0].lineno == top.lineno, "wrong frame 0");
+            for (size_t i = 1; i < traceback->nframe; i++) {
+                CHECK(frames[i].lineno == i, "wrong frame %zu", i);
+            }
+        }
+    }
+    return check_memory(t);
+}
+
+
 /* --- Module ------------------------------------------------------------- */
 
 #define TEST(NAME) \
@@ -2027,6 +2334,13 @@ TEST(table_memory)
 TEST(table_distribution)
 TEST(table_distribution_domains)
 TEST(table_distribution_malloc)
+TEST(map_random)
+TEST(map_moves_bit_by_bit)
+TEST(map_failures)
+TEST(map_shrinks)
+TEST(map_addresses)
+TEST(map_is_valid)
+TEST(map_distribution)
 TEST(intern_filenames)
 TEST(intern_filename_parts)
 TEST(intern_text_sizes)
@@ -2035,6 +2349,7 @@ TEST(intern_traceback_parts)
 TEST(intern_unknown)
 TEST(intern_abandoned)
 TEST(intern_long)
+TEST(intern_frames_of)
 TEST(intern_many)
 TEST(intern_equal_hashes)
 TEST(intern_distribution)
@@ -2055,6 +2370,13 @@ static PyMethodDef test_methods[] = {
     METHOD(table_distribution),
     METHOD(table_distribution_domains),
     METHOD(table_distribution_malloc),
+    METHOD(map_random),
+    METHOD(map_moves_bit_by_bit),
+    METHOD(map_failures),
+    METHOD(map_shrinks),
+    METHOD(map_addresses),
+    METHOD(map_is_valid),
+    METHOD(map_distribution),
     METHOD(intern_filenames),
     METHOD(intern_filename_parts),
     METHOD(intern_text_sizes),
@@ -2063,6 +2385,7 @@ static PyMethodDef test_methods[] = {
     METHOD(intern_unknown),
     METHOD(intern_abandoned),
     METHOD(intern_long),
+    METHOD(intern_frames_of),
     METHOD(intern_many),
     METHOD(intern_equal_hashes),
     METHOD(intern_distribution),

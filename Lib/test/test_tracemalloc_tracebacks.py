@@ -1,0 +1,451 @@
+"""tracemalloc's tracebacks compared with the frames that there are.
+
+tracemalloc walks the stack but once for each activation of a function, and
+remembers what it found.  Here is what could make that wrong: the same code
+with other callers, the same place in memory for another frame, generators
+resumed by somebody else, lines that change while they are executed.
+"""
+
+import _imp
+import asyncio
+import random
+import sys
+import textwrap
+import threading
+import unittest
+
+import _tracemalloc as tracemalloc
+from test import support
+
+# Frames kept: one is a special case.
+LIMITS = 1, 2, 25
+
+
+def frames_of(frame):
+    """What a traceback has to say of a frame and its callers."""
+    frames = []
+    while frame is not None:
+        frames.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return frames
+
+
+class Recorder:
+    """Allocates, and keeps what differs from the frames that there are."""
+
+    def __init__(self):
+        self.count = 0
+        self.wrong = []
+
+    def __call__(self):
+        # Both on one line, as both look at the line of this frame.
+        block, frames = bytearray(50), frames_of(sys._getframe())
+        self.compare(tracemalloc._get_object_traceback(block), frames)
+
+    def compare(self, traceback, frames):
+        self.count += 1
+        limit = tracemalloc.get_traceback_limit()
+        expected = tuple(frames[:limit])
+        if traceback != expected:
+            self.wrong.append((traceback, expected))
+
+    def total_nframe(self):
+        """Compare the length of the whole traceback with the stack's."""
+        block, frames = bytearray(61_234), frames_of(sys._getframe())
+        found = [trace[3] for trace in tracemalloc._get_traces()
+                 if 61_234 <= trace[1] < 61_300]
+        self.count += 1
+        if found != [len(frames)]:
+            self.wrong.append((found, len(frames)))
+        del block
+
+
+class TracebackTestCase(unittest.TestCase):
+
+    def setUp(self):
+        if tracemalloc.is_tracing():
+            self.skipTest('tracemalloc is tracing already')
+        self.addCleanup(tracemalloc.stop)
+        self.record = Recorder()
+
+    def each_limit(self):
+        for limit in LIMITS:
+            with self.subTest(limit=limit):
+                tracemalloc.start(limit)
+                self.record = Recorder()
+                yield self.record
+                tracemalloc.stop()
+                self.assertGreater(self.record.count, 0)
+                self.assertEqual(self.record.wrong[:3], [])
+
+
+class CallTests(TracebackTestCase):
+
+    def test_other_lines_of_the_caller(self):
+        for record in self.each_limit():
+            for _ in range(3):
+                record()
+                record()
+                (record(),
+                 record())
+
+    def test_other_callers(self):
+        for record in self.each_limit():
+            def inner():
+                record()
+                record()
+            def first():
+                inner()
+                inner()
+            def second():
+                inner()
+            for _ in range(3):
+                first()
+                second()
+                inner()
+
+    def test_recursion(self):
+        for record in self.each_limit():
+            def down(n):
+                if n % 7 == 0:
+                    record()
+                if n:
+                    down(n - 1)
+                    # The caller is where it was, but not on the line.
+                    if n % 5 == 0:
+                        record()
+            down(150)
+            down(90)
+            down(150)
+
+    def test_deep_recursion(self):
+        # More frames than are remembered.
+        for record in self.each_limit():
+            def down(n):
+                if n:
+                    down(n - 1)
+                if n % 300 == 0:
+                    record()
+                    record.total_nframe()
+            with support.infinite_recursion(2000):
+                down(1500)
+                down(1500)
+
+    def test_length(self):
+        for record in self.each_limit():
+            def down(n):
+                record.total_nframe()
+                if n:
+                    down(n - 1)
+                record.total_nframe()
+            down(10)
+            down(3)
+
+    def test_through_c_code(self):
+        class Key:
+            def __init__(self, n):
+                self.n = n
+            def __lt__(self, other):
+                record()
+                return self.n < other.n
+        for record in self.each_limit():
+            sorted(map(Key, range(9, 0, -1)))
+            list(map(lambda _: record(), range(3)))
+            max([1, 2], key=lambda n: record() or n)
+
+    def test_exceptions(self):
+        for record in self.each_limit():
+            def fail(n):
+                record()
+                if n == 0:
+                    raise ValueError
+                try:
+                    fail(n - 1)
+                finally:
+                    record()
+            for n in 5, 2, 5:
+                try:
+                    fail(n)
+                except ValueError:
+                    record()
+                record()
+
+    def test_destructors(self):
+        class Late:
+            def __del__(self):
+                record()
+        for record in self.each_limit():
+            def leave():
+                late = Late()
+                record()
+            for _ in range(3):
+                leave()
+                late = Late()
+                late = None
+
+    def test_class_bodies_and_comprehensions(self):
+        for record in self.each_limit():
+            for _ in range(2):
+                class Body:
+                    record()
+                    [record() for _ in range(2)]
+                    list(record() for _ in range(2))
+
+    def test_random_calls(self):
+        # A tree of calls, with the same few functions on many lines.
+        source = ['def call(functions, choose, record, depth):']
+        for i in range(10):
+            source += [f'    for _ in range(choose(0, 1)):',
+                       f'        if depth:',
+                       f'            functions[choose(0, 2)]('
+                       f'functions, choose, record, depth - 1)',
+                       f'        record()']
+        for record in self.each_limit():
+            functions = []
+            for i in range(3):
+                namespace = {}
+                exec(compile('\n' * i + '\n'.join(source), f'<{i}>', 'exec'),
+                     namespace)
+                functions.append(namespace['call'])
+            for seed in range(3):
+                choose = random.Random(seed).randint
+                functions[0](functions, choose, record, 3)
+
+
+class GeneratorTests(TracebackTestCase):
+
+    def test_other_callers(self):
+        for record in self.each_limit():
+            def generate():
+                while True:
+                    record()
+                    yield
+                    record()
+            def resume(gen):
+                next(gen)
+                for _ in gen:
+                    break
+                gen.send(None)
+            gen = generate()
+            for _ in range(3):
+                next(gen)
+                resume(gen)
+                for _ in gen:
+                    break
+                gen.send(None)
+                resume(gen)
+
+    def test_throw_and_close(self):
+        for record in self.each_limit():
+            def generate():
+                while True:
+                    try:
+                        record()
+                        yield
+                    except ValueError:
+                        record()
+                    finally:
+                        record()
+            def throw(gen):
+                gen.throw(ValueError)
+            for _ in range(2):
+                gen = generate()
+                next(gen)
+                throw(gen)
+                gen.throw(ValueError)
+                throw(gen)
+                gen.close()
+
+    def test_yield_from(self):
+        for record in self.each_limit():
+            def inner():
+                while True:
+                    record()
+                    try:
+                        yield
+                    except ValueError:
+                        record()
+            def middle(gen):
+                record()
+                yield from gen
+            def outer(gen):
+                yield from middle(gen)
+            gen = inner()
+            next(gen)
+            first, second = outer(gen), outer(gen)
+            next(first)
+            gen.send(None)
+            first.send(None)
+            first.throw(ValueError)
+            gen.throw(ValueError)
+            first.close()
+            gen = inner()
+            second = middle(gen)
+            next(second)
+            next(gen)
+            second.throw(ValueError)
+
+    def test_created_and_dropped(self):
+        # One after the other at the same place in memory.
+        for record in self.each_limit():
+            def generate(n):
+                record()
+                yield n
+                record()
+            def consume(n):
+                return [*generate(n)]
+            for n in range(20):
+                consume(n)
+                [*generate(n)]
+                for _ in generate(n):
+                    record()
+
+    def test_coroutines(self):
+        for record in self.each_limit():
+            async def leaf():
+                record()
+                await asyncio.sleep(0)
+                record()
+            async def branch():
+                await leaf()
+                record()
+                await leaf()
+            async def agen():
+                for _ in range(2):
+                    record()
+                    yield
+                    await leaf()
+            async def main():
+                await asyncio.gather(branch(), branch(), leaf())
+                async for _ in agen():
+                    record()
+                await branch()
+            with asyncio.Runner() as runner:
+                for _ in range(3):
+                    runner.run(main())
+
+    def test_threads(self):
+        # A generator that goes from thread to thread.
+        for record in self.each_limit():
+            def generate():
+                while True:
+                    record()
+                    yield
+            gen = generate()
+            def one():
+                next(gen)
+            def two():
+                next(gen)
+                next(gen)
+            for target in one, two, one, two:
+                next(gen)
+                thread = threading.Thread(target=target)
+                thread.start()
+                thread.join()
+
+
+class ChangeTests(TracebackTestCase):
+
+    def test_code_at_the_same_place(self):
+        # Code objects come and go; most are where one was before.
+        for record in self.each_limit():
+            for i in range(100):
+                namespace = {'record': record}
+                source = '\n' * (i % 7) + 'def f(): record()\nf()\n'
+                exec(compile(source, f'file{i}', 'exec'), namespace)
+
+    def test_replaced_code(self):
+        for record in self.each_limit():
+            def func():
+                record()
+            for i in range(50):
+                func()
+                func.__code__ = func.__code__.replace(
+                    co_filename=f'file{i}', co_firstlineno=i + 1)
+
+    def test_changed_filename(self):
+        for record in self.each_limit():
+            namespace = {'record': record}
+            code = compile('def f():\n  record()\n  return\nf()\n',
+                           'before', 'exec')
+            for name in 'before', 'after', 'at last':
+                _imp._fix_co_filename(code, name)
+                self.assertEqual(code.co_filename, name)
+                exec(code, namespace)
+                exec(code, namespace)
+
+    def test_filename_changed_while_running(self):
+        for record in self.each_limit():
+            code = compile(textwrap.dedent("""
+                for name in 'one', 'two', 'three':
+                    record()
+                    fix(name)
+                    record()
+                """), 'zero', 'exec')
+            fix = lambda name: _imp._fix_co_filename(code, name)
+            exec(code, {'record': record, 'fix': fix})
+
+    def test_line_set(self):
+        for record in self.each_limit():
+            def func():
+                record()
+                record()
+                record()
+                record()
+            first = func.__code__.co_firstlineno
+            jumps = [(first + 2, first + 4)]
+            def trace(frame, event, arg):
+                if frame.f_code is not func.__code__:
+                    return None
+                if event == 'line' and jumps and frame.f_lineno == jumps[0][0]:
+                    frame.f_lineno = jumps.pop(0)[1]
+                return trace
+            old = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                func()
+            finally:
+                sys.settrace(old)
+            self.assertEqual(jumps, [])
+
+    def test_started_again(self):
+        # With another limit, while the same frames go on.
+        record = self.record
+        def inner():
+            for limit in 1, 25, 2, 1:
+                tracemalloc.start(limit)
+                record()
+                record()
+                leaf()
+                tracemalloc.stop()
+        def leaf():
+            record()
+            tracemalloc.clear_traces()
+            record()
+        inner()
+        inner()
+        self.assertEqual(record.wrong[:3], [])
+
+    def test_reused_block(self):
+        # From a free list, or allocated by the same line of another call.
+        for record in self.each_limit():
+            def make():
+                obj, frames = [0.5], frames_of(sys._getframe())
+                return obj, frames
+            def first():
+                return make()
+            def second():
+                return make()
+            # What is on the free list already has no trace.
+            kept = [[0.5] for _ in range(200)]
+            for _ in range(3):
+                for func in first, second, make:
+                    obj, frames = func()
+                    record.compare(
+                        tracemalloc._get_object_traceback(obj), frames)
+                    del obj
+            del kept
+
+
+if __name__ == '__main__':
+    unittest.main()
