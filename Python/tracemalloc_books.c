@@ -581,12 +581,14 @@ _PyTraceCaller_RecordOwn(const _PyTraceCaller *caller, uintptr_t ptr,
         && !is_found(find(books, 0, ptr))
         && _PyTraceAccount_TryAdd(&books->account, size))
     {
+        _PyTraceBlock block = {ptr, (uint32_t)size, id};
         if (room != NULL) {
-            _PyTraceMap_Unreserve(&books->traces);
+            _PyTraceMap_Put(&books->traces, block);
             room->reserved = false;
         }
-        _PyTraceMap_Add(&books->traces,
-                        (_PyTraceBlock){ptr, (uint32_t)size, id});
+        else {
+            _PyTraceMap_Add(&books->traces, block);
+        }
         set_last(caller, ptr);
         done = true;
     }

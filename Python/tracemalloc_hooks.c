@@ -154,6 +154,13 @@ show_taken(const _PyTraceCaller *caller, _PyTraceTaken *taken)
     return taken->room.epoch != 0 && set_mark(caller, taken) == 0;
 }
 
+// The trace that a mark points to, or NULL.
+static inline const _PyTraceTaken *
+as_taken(const void *mark)
+{
+    return mark == REENTRANT ? NULL : mark;
+}
+
 const _PyTraceTaken *
 _PyTraceHooks_GetTaken(const _PyTraceCaller *caller)
 {
@@ -162,8 +169,7 @@ _PyTraceHooks_GetTaken(const _PyTraceCaller *caller)
     {
         return NULL;
     }
-    void *mark = get_mark(caller);
-    return mark == REENTRANT ? NULL : mark;
+    return as_taken(get_mark(caller));
 }
 
 bool
@@ -205,9 +211,14 @@ enter(_PyTraceCaller *caller)
     return res;
 }
 
-static void
-leave(void)
+static inline void
+leave(const _PyTraceCaller *before)
 {
+    if (before->attached) {
+        // Saves to find out again who is calling.
+        end_tracing(before);
+        return;
+    }
     _PyTraceCaller caller;
     _PyTraceCaller_Begin(&caller);
     end_tracing(&caller);
@@ -258,10 +269,9 @@ is_taken(const _PyTraceCaller *caller, void *ptr)
     if (!caller->attached) {
         return false;
     }
-    const void *mark = get_mark(caller);
-    return mark != NULL && mark != REENTRANT
-           && ((const _PyTraceTaken *)mark)->trace.ptr == (uintptr_t)ptr
-           && ((const _PyTraceTaken *)mark)->trace.domain == 0;
+    const _PyTraceTaken *taken = as_taken(get_mark(caller));
+    return taken != NULL && taken->trace.ptr == (uintptr_t)ptr
+           && taken->trace.domain == 0;
 }
 
 static inline void
@@ -269,7 +279,7 @@ rerecord(_PyTraceCaller *caller, _PyTraceTaken *taken, void *ptr, size_t size,
          PyMemAllocatorDomain domain)
 {
     bool shared = domain == PYMEM_DOMAIN_RAW;
-    if (shared || !caller->attached || taken->room.books != caller->books
+    if (shared || !caller->attached
         || !_PyTraceCaller_RecordOwn(caller, (uintptr_t)ptr, size,
                                      &taken->room))
     {
@@ -327,13 +337,7 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
 
     alloc->free(alloc->ctx, ptr);
     if (shown) {
-        // Saves to find out again who is calling.
-        if (caller.attached) {
-            *mark_field(caller.tstate) = NULL;
-        }
-        else {
-            leave();
-        }
+        leave(&caller);
     }
 }
 

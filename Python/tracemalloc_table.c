@@ -156,17 +156,6 @@ _PyTraceTable_Find(const _PyTraceTable *table, unsigned int domain,
     return NULL;
 }
 
-// Does the probe for an entry whose home is `home` pass over slot `hole` on
-// its way to slot `i`?  Cyclically: home <= hole < i.
-static inline bool
-probe_passes(size_t home, size_t hole, size_t i)
-{
-    if (hole < i) {
-        return home <= hole || home > i;
-    }
-    return home <= hole && home > i;
-}
-
 void
 _PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace, bool keep_room)
 {
@@ -179,7 +168,8 @@ _PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace, bool keep_room)
         if (is_free(slot)) {
             break;
         }
-        if (probe_passes(home_slot(table, slot->domain, slot->ptr), hole, i)) {
+        size_t home = home_slot(table, slot->domain, slot->ptr);
+        if (_PyTraceTable_ProbePasses(home, hole, i)) {
             table->slots[hole] = *slot;
             hole = i;
         }

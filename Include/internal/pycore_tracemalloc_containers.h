@@ -60,6 +60,17 @@ _PyTraceTable_Hash(unsigned int domain, uintptr_t ptr)
     return (uint32_t)(hash >> 32);
 }
 
+// Does the probe for an entry whose home is `home` pass over slot `hole` on
+// its way to slot `i`?  Cyclically: home <= hole < i.
+static inline bool
+_PyTraceTable_ProbePasses(size_t home, size_t hole, size_t i)
+{
+    if (hole < i) {
+        return home <= hole || home > i;
+    }
+    return home <= hole && home > i;
+}
+
 // The functions of this header are exported for '_testinternalcapi' shared
 // extension.
 
@@ -259,10 +270,7 @@ _PyTraceMap_Empty(_PyTraceMap *map, size_t hole)
             break;
         }
         size_t home = _PyTraceMap_Home(ptr, map->capacity);
-        // Cyclically, home <= hole < i?
-        if (hole < i ? (home <= hole || home > i)
-                     : (home <= hole && home > i))
-        {
+        if (_PyTraceTable_ProbePasses(home, hole, i)) {
             map->slots[hole] = map->slots[i];
             hole = i;
         }

@@ -21,6 +21,10 @@ from test import support
 LIMITS = 1, 2, 25
 
 
+def tearDownModule():
+    asyncio.set_event_loop_policy(None)
+
+
 def frames_of(frame):
     """What a traceback has to say of a frame and its callers."""
     frames = []
