@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # CPython's own make is told its number of jobs by JOBS, not by this one.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-.PHONY: demo tree build test oracle model bench traces stock export check-series clean help
+.PHONY: demo tree build test oracle model bench traces stock export check-series proof proof-list proof-summary clean help
 
 demo:
 	@STEPS=5 scripts/tree.sh
@@ -53,6 +53,15 @@ export:
 check-series:
 	@scripts/check-series.sh
 
+proof:
+	@scripts/proof.sh
+
+proof-list:
+	@scripts/proof.sh list
+
+proof-summary:
+	@scripts/proof.sh summary
+
 clean:
 	@scripts/clean.sh
 
@@ -68,6 +77,9 @@ help:
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
 	@echo "make export        commits of build/cpython -> patches/ and the folders"
 	@echo "make check-series  patches apply, folders are equal (EACH=1: each one builds)"
+	@echo "make proof         what takes hours; goes on where it was interrupted"
+	@echo "                   (ONLY='GROUP or STEP...', AGAIN=1 repeats what failed)"
+	@echo "make proof-list    its groups and steps; proof-summary writes PROOF.md"
 	@echo "make clean         remove build/ but the downloads; refuses to lose work"
 	@echo
 	@echo "CONFIG=  release (default), debug, freethreaded, freethreaded-debug, asan, tsan"

@@ -60,7 +60,7 @@ start_locked(_PyTraceRuntime *runtime, PyInterpreterState *interp,
                            interp, Py_RTFLAGS_USE_MAIN_OBMALLOC));
     // Hooks first, so that what is recorded is also seen being freed.
     if (_PyTraceHooks_Install(runtime) < 0
-        || _PyTraceBooks_Open(runtime, books, max_nframe, shares_all) < 0)
+        || _PyTraceBooks_Open(runtime, interp, max_nframe, shares_all) < 0)
     {
         PyThread_tss_delete(&books->reentrant_key);
         if (_PyTraceRuntime_IsIdle(runtime)) {
@@ -194,7 +194,7 @@ _PyTraceMalloc_BeforeFork(void)
     for (_PyTraceBooks *books = runtime->tracing; books != NULL;
          books = books->next)
     {
-        PyMutex_LockFlags(&books->mutex, _Py_LOCK_DONT_DETACH);
+        _PyTraceLock_LockShared(&books->lock);
     }
     if (runtime->directory != NULL) {
         PyMutex_LockFlags(&runtime->directory->mutex, _Py_LOCK_DONT_DETACH);
@@ -211,7 +211,7 @@ _PyTraceMalloc_AfterFork_Parent(void)
     for (_PyTraceBooks *books = runtime->tracing; books != NULL;
          books = books->next)
     {
-        PyMutex_Unlock(&books->mutex);
+        _PyTraceLock_UnlockShared(&books->lock);
     }
     _PyTraceRuntime_Unlock(runtime);
 }
@@ -224,12 +224,13 @@ _PyTraceMalloc_AfterFork_Child(void)
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     _PyMutex_at_fork_reinit(&runtime->mutex);
     // Closed books may be locked, too: of them, only these can be looked into.
-    _PyMutex_at_fork_reinit(&_PyRuntime._main_interpreter.tracemalloc.mutex);
+    _PyTraceLock_AfterFork(&_PyRuntime._main_interpreter.tracemalloc.lock);
     for (_PyTraceBooks *books = runtime->tracing; books != NULL;
          books = books->next)
     {
-        _PyMutex_at_fork_reinit(&books->mutex);
+        _PyTraceLock_AfterFork(&books->lock);
         _PyTraceMap_ForgetReservations(&books->traces);
+        books->spare = false;
         _PyTraceTable_ForgetReservations(&books->shared);
     }
     if (runtime->directory != NULL) {
@@ -399,13 +400,6 @@ PyTraceMalloc_Untrack(unsigned int domain, uintptr_t ptr)
 
 #define PUTS(fd, str) (void)_Py_write_noraise(fd, str, (int)strlen(str))
 
-static bool
-try_lock(PyMutex *mutex)
-{
-    return _PyMutex_LockTimed(mutex, DUMP_TIMEOUT, _Py_LOCK_DONT_DETACH)
-           == PY_LOCK_ACQUIRED;
-}
-
 // Like _Py_DumpASCII(), which needs a str object.
 static void
 dump_filename(int fd, const _PyTraceIntern *intern, uint32_t id)
@@ -455,7 +449,7 @@ static bool
 dump_from_books(int fd, _PyTraceBooks *books, const _PyTraceTaken *taken,
                 uintptr_t ptr)
 {
-    if (!try_lock(&books->mutex)) {
+    if (!_PyTraceLock_TryLockShared(&books->lock, DUMP_TIMEOUT)) {
         return false;
     }
     _PyTrace trace;
@@ -469,7 +463,7 @@ dump_from_books(int fd, _PyTraceBooks *books, const _PyTraceTaken *taken,
     if (found) {
         dump_traceback(fd, &books->intern, trace.traceback);
     }
-    PyMutex_Unlock(&books->mutex);
+    _PyTraceLock_UnlockShared(&books->lock);
     return found;
 }
 
@@ -479,7 +473,9 @@ _PyMem_DumpTraceback(int fd, const void *ptr)
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     bool found = false, tracing = false;
     if (!_PyTraceRuntime_IsIdle(runtime)) {
-        if (!try_lock(&runtime->mutex)) {
+        if (_PyMutex_LockTimed(&runtime->mutex, DUMP_TIMEOUT,
+                               _Py_LOCK_DONT_DETACH) != PY_LOCK_ACQUIRED)
+        {
             return;
         }
         _PyTraceCaller caller;

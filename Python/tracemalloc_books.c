@@ -1,12 +1,13 @@
 // An interpreter's books: its traces.  Who allocates, and when, is the hooks'
 // business.
 //
-// Whenever the mutex of the books is free, the sizes of the traces in both
-// tables are what was added through the account, and the directory has an
+// Whenever the lock of the books is free, the sizes of all their traces are what
+// was added through the account, and the directory has an
 // entry for each trace in the table `shared`.
 
 #include "Python.h"
-#include "pycore_frame.h"         // _PyThreadState_GetFrame()
+#include "pycore_frame.h"         // _PyInterpreterFrame
+#include "pycore_obmalloc.h"      // _PyObject_GetPoolBlockSize()
 #include "pycore_pystate.h"       // _PyInterpreterState_HasFeature()
 #include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc.h"   // _PyTraceBooks
@@ -27,17 +28,37 @@ _PyTraceRuntime_Unlock(_PyTraceRuntime *runtime)
 }
 
 static inline void
-lock_books(_PyTraceBooks *books)
+count_operation(_PyTraceBooks *books)
 {
-    PyMutex_LockFlags(&books->mutex, _Py_LOCK_DONT_DETACH);
     _Py_atomic_store_uint64_relaxed(&books->operations,
                                     books->operations + 1);
 }
 
-static inline void
+static void
+lock_books(_PyTraceBooks *books)
+{
+    _PyTraceLock_Lock(&books->lock);
+    count_operation(books);
+}
+
+static void
 unlock_books(_PyTraceBooks *books)
 {
-    PyMutex_Unlock(&books->mutex);
+    _PyTraceLock_Unlock(&books->lock);
+}
+
+// For a thread that is attached to the interpreter.
+static inline void
+lock_own_books(_PyTraceBooks *books)
+{
+    _PyTraceLock_LockOwn(&books->lock);
+    count_operation(books);
+}
+
+static inline void
+unlock_own_books(_PyTraceBooks *books)
+{
+    _PyTraceLock_UnlockOwn(&books->lock);
 }
 
 
@@ -46,6 +67,8 @@ unlock_books(_PyTraceBooks *books)
 static void
 init_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books)
 {
+    _PyTracePools_Init(&books->pools, &runtime->below->raw);
+    books->spare = false;
     _PyTraceMap_Init(&books->traces, &runtime->below->raw);
     _PyTraceTable_Init(&books->shared, &runtime->below->raw);
     _PyTraceIntern_Init(&books->intern, &runtime->below->raw);
@@ -58,6 +81,7 @@ take_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books,
               _PyTraceContents *contents)
 {
     _PyTraceDirectory_RemoveAll(runtime->directory, books, &books->shared);
+    contents->pools = books->pools;
     contents->traces = books->traces;
     contents->shared = books->shared;
     contents->intern = books->intern;
@@ -70,6 +94,7 @@ take_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books,
 void
 _PyTraceContents_Free(_PyTraceContents *contents)
 {
+    _PyTracePools_Clear(&contents->pools);
     _PyTraceMap_Clear(&contents->traces);
     _PyTraceTable_Clear(&contents->shared);
     _PyTraceIntern_Clear(&contents->intern);
@@ -94,9 +119,10 @@ open_runtime(_PyTraceRuntime *runtime)
 }
 
 int
-_PyTraceBooks_Open(_PyTraceRuntime *runtime, _PyTraceBooks *books,
+_PyTraceBooks_Open(_PyTraceRuntime *runtime, PyInterpreterState *interp,
                    int max_nframe, bool shares_all)
 {
+    _PyTraceBooks *books = &interp->tracemalloc;
     assert(!books->tracing);
     if (runtime->ntracing == 0 && open_runtime(runtime) < 0) {
         return -1;
@@ -105,14 +131,15 @@ _PyTraceBooks_Open(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     if (capture == NULL) {
         return -1;
     }
-    lock_books(books);
+    _PyTraceLock_LockShared(&books->lock);
     init_contents(runtime, books);
     books->capture = capture;
-    _PyTraceAccount_Init(&books->account);
+    _PyTraceAccount_Init(&books->account, &books->lock);
     books->max_nframe = max_nframe;
     books->shares_all = shares_all;
     books->tracing = 1;
-    unlock_books(books);
+    _PyTraceLock_Open(&books->lock, interp);
+    _PyTraceLock_UnlockShared(&books->lock);
 
     books->next = runtime->tracing;
     runtime->tracing = books;
@@ -140,12 +167,13 @@ _PyTraceBooks_Close(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     unlink_books(runtime, books);
     _Py_atomic_store_int_relaxed(&runtime->ntracing, runtime->ntracing - 1);
 
-    lock_books(books);
+    _PyTraceLock_LockShared(&books->lock);
     books->tracing = 0;
     take_contents(runtime, books, contents);
     contents->capture = books->capture;
     books->capture = NULL;
-    unlock_books(books);
+    _PyTraceLock_Close(&books->lock);
+    _PyTraceLock_UnlockShared(&books->lock);
 
     if (runtime->ntracing == 0) {
         assert(_PyTraceCounters_Sum(&runtime->counters) == 0);
@@ -178,7 +206,7 @@ _PyTraceBooks_ForgetFrames(_PyTraceBooks *books)
 
 /* --- Change a trace ----------------------------------------------------- */
 
-// What is done under the mutex of the books may turn out to need the
+// What is done under the lock of the books may turn out to need the
 // runtime's, which comes first: NEEDS_LOCK.  It is done again under both then.
 typedef enum {
     DONE,
@@ -213,42 +241,88 @@ change_size(_PyTraceCaller *caller, _PyTraceBooks *books,
     return DONE;
 }
 
-// Where the trace of a block is; NULL twice if it has none.
+// Where the trace of a block is, if it has one.
 typedef struct {
+    enum { NOWHERE, POOLED, MAPPED, SHARED } kind;
+    _PyTracePoolPlace pooled;     // in books->pools
     _PyTraceBlock *block;         // in books->traces
     _PyTrace *shared;             // in books->shared
 } place;
 
-static inline bool
-is_found(place found)
-{
-    return found.block != NULL || found.shared != NULL;
-}
-
-static inline place
+static place
 find(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr)
 {
-    place found = {NULL, NULL};
+    place found = {.kind = NOWHERE};
     if (domain == 0) {
+        found.pooled = _PyTracePools_Find(&books->pools, ptr);
+        if (found.pooled.trace != NULL) {
+            found.kind = POOLED;
+            return found;
+        }
         found.block = _PyTraceMap_Find(&books->traces, ptr);
+        if (found.block != NULL) {
+            found.kind = MAPPED;
+            return found;
+        }
     }
-    if (found.block == NULL) {
-        found.shared = _PyTraceTable_Find(&books->shared, domain, ptr);
+    found.shared = _PyTraceTable_Find(&books->shared, domain, ptr);
+    if (found.shared != NULL) {
+        found.kind = SHARED;
     }
     return found;
 }
 
-static inline _PyTrace
-trace_at(place found)
+static inline size_t
+size_at(place found)
 {
-    if (found.shared != NULL) {
-        return *found.shared;
+    switch (found.kind) {
+        case POOLED: return found.pooled.trace->size;
+        case MAPPED: return found.block->size;
+        case SHARED: return found.shared->size;
+        default: return 0;
     }
-    return (_PyTrace){
-        .ptr = found.block->ptr,
-        .size = found.block->size,
-        .traceback = found.block->traceback,
-    };
+}
+
+static inline _PyTraceback_Id *
+traceback_at(place found)
+{
+    switch (found.kind) {
+        case POOLED: return &found.pooled.trace->traceback;
+        case MAPPED: return &found.block->traceback;
+        case SHARED: return &found.shared->traceback;
+        default: Py_UNREACHABLE();
+    }
+}
+
+// The trace of a block that was found.  Member by member: a processor waits
+// where it loads as one what it has just stored as two.
+static inline Py_ALWAYS_INLINE void
+get_trace(place found, unsigned int domain, uintptr_t ptr, _PyTrace *trace)
+{
+    trace->ptr = ptr;
+    trace->size = size_at(found);
+    trace->traceback = *traceback_at(found);
+    trace->domain = domain;
+}
+
+// Remove a trace; from one of the tables, perhaps with its room kept there.
+static inline Py_ALWAYS_INLINE void
+remove_at(_PyTraceBooks *books, place found, bool keep_room)
+{
+    switch (found.kind) {
+        case POOLED:
+            assert(!keep_room);
+            _PyTracePools_Remove(&books->pools, found.pooled);
+            break;
+        case MAPPED:
+            _PyTraceMap_Remove(&books->traces, found.block, keep_room);
+            break;
+        case SHARED:
+            _PyTraceTable_Remove(&books->shared, found.shared, keep_room);
+            break;
+        default:
+            Py_UNREACHABLE();
+    }
 }
 
 bool
@@ -256,10 +330,45 @@ _PyTraceBooks_Get(_PyTraceBooks *books, unsigned int domain, uintptr_t ptr,
                   _PyTrace *trace)
 {
     place found = find(books, domain, ptr);
-    if (is_found(found)) {
-        *trace = trace_at(found);
+    if (found.kind != NOWHERE) {
+        get_trace(found, domain, ptr, trace);
     }
-    return is_found(found);
+    return found.kind != NOWHERE;
+}
+
+// A place in the pools for a block of the calling thread's interpreter, which
+// has these books.
+static inline _PyTracePoolPlace
+pool_place(_PyTraceBooks *books, uintptr_t ptr, size_t size)
+{
+    _PyTracePoolPlace nowhere = {NULL, NULL};
+    if (size > SMALL_REQUEST_THRESHOLD) {
+        return nowhere;
+    }
+    _PyTracePool *pool = _PyTracePools_Pool(&books->pools, ptr);
+    if (pool == NULL || pool->used == 0) {
+#ifdef Py_GIL_DISABLED
+        return nowhere;
+#endif
+        // Is it a pool, still or again?
+        size_t block_size = _PyObject_GetPoolBlockSize((void *)ptr);
+        if (block_size == 0) {
+            return nowhere;
+        }
+        if (pool == NULL || pool->block_size != block_size) {
+            pool = _PyTracePools_Prepare(&books->pools, ptr, block_size);
+            if (pool == NULL) {
+                return nowhere;
+            }
+        }
+    }
+    if (!books->spare) {
+        if (_PyTraceMap_Reserve(&books->traces) < 0) {
+            return nowhere;
+        }
+        books->spare = true;
+    }
+    return _PyTracePool_FreePlace(pool, ptr);
 }
 
 static inline _PyTraceBlock
@@ -269,6 +378,16 @@ as_block(const _PyTrace *trace)
     return (_PyTraceBlock){
         trace->ptr, (uint32_t)trace->size, trace->traceback,
     };
+}
+
+// Give room in the map back.
+static inline void
+return_map_room(_PyTraceBooks *books)
+{
+    if (books->spare) {
+        _PyTraceMap_Unreserve(&books->traces);
+    }
+    books->spare = true;
 }
 
 // `books` are NULL if they are gone.
@@ -281,7 +400,7 @@ return_room(_PyTraceRuntime *runtime, _PyTraceBooks *books,
             _PyTraceTable_Unreserve(&books->shared);
         }
         else {
-            _PyTraceMap_Unreserve(&books->traces);
+            return_map_room(books);
         }
     }
     if (room->listed) {
@@ -320,6 +439,22 @@ make_room(_PyTraceRuntime *runtime, _PyTraceBooks *books, bool shared,
     return DONE;
 }
 
+static void
+change_at(place found, const _PyTrace *trace)
+{
+    switch (found.kind) {
+        case POOLED:
+            found.pooled.trace->size = (uint16_t)trace->size;
+            found.pooled.trace->traceback = trace->traceback;
+            break;
+        case MAPPED:
+            *found.block = as_block(trace);
+            break;
+        default:
+            *found.shared = *trace;
+    }
+}
+
 // Give a block its trace, in place of an old one.
 static result
 store(_PyTraceCaller *caller, _PyTraceBooks *books, const _PyTrace *trace,
@@ -327,29 +462,36 @@ store(_PyTraceCaller *caller, _PyTraceBooks *books, const _PyTrace *trace,
 {
     place old = find(books, trace->domain, trace->ptr);
     // A block that was tracked after all may be untracked by anybody.
-    bool move = old.block != NULL && shared;
-    if (!is_found(old) || move) {
+    bool move = (shared && old.kind == MAPPED)
+                || (old.kind == POOLED
+                    && (shared || trace->size > UINT16_MAX));
+    bool add = old.kind == NOWHERE || move;
+    _PyTracePoolPlace pooled = {NULL, NULL};
+    if (add && !shared && caller->attached && books == caller->books) {
+        pooled = pool_place(books, trace->ptr, trace->size);
+    }
+    if (add && pooled.trace == NULL) {
         result res = make_room(caller->runtime, books, shared, room);
         if (res != DONE) {
             return res;
         }
     }
-    result res = change_size(caller, books,
-                             is_found(old) ? trace_at(old).size : 0,
-                             trace->size);
+    result res = change_size(caller, books, size_at(old), trace->size);
     if (res != DONE) {
         return res;
     }
-    if (old.shared != NULL) {
-        *old.shared = *trace;
-        return DONE;
-    }
-    if (old.block != NULL && !move) {
-        *old.block = as_block(trace);
+    if (!add) {
+        change_at(old, trace);
         return DONE;
     }
     if (move) {
-        _PyTraceMap_Remove(&books->traces, old.block, false);
+        remove_at(books, old, false);
+    }
+    if (pooled.trace != NULL) {
+        _PyTracePools_AddAt(&books->pools, pooled, trace->ptr, trace->size,
+                            trace->traceback);
+        // try_record() and try_settle() return the room.
+        return DONE;
     }
     if (shared) {
         _PyTraceTable_Put(&books->shared, trace);
@@ -366,38 +508,28 @@ store(_PyTraceCaller *caller, _PyTraceBooks *books, const _PyTrace *trace,
 // A new object follows on the allocation of its block, and finds the trace
 // that it is to have.  Remember what that depends on.
 static inline void
-set_last(const _PyTraceCaller *caller, uintptr_t ptr)
+set_last(_PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr)
 {
-    if (!caller->attached) {
-        return;
-    }
-    _PyThreadStateImpl *impl = (_PyThreadStateImpl *)caller->tstate;
-    _PyInterpreterFrame *frame = _PyThreadState_GetFrame(caller->tstate);
-    if (frame == NULL) {
-        impl->tracemalloc.block = 0;
-        return;
-    }
-    impl->tracemalloc.block = ptr;
+    _PyThreadStateImpl *impl = (_PyThreadStateImpl *)tstate;
+    const _PyInterpreterFrame *frame = tstate->current_frame;
+    // A frame that is not complete yet is not known, and so not the same.
+    impl->tracemalloc.block = frame != NULL ? ptr : 0;
     impl->tracemalloc.frame = frame;
-    impl->tracemalloc.instr = frame->instr_ptr;
-    impl->tracemalloc.operation = caller->books->operations;
+    impl->tracemalloc.instr = frame != NULL ? frame->instr_ptr : NULL;
+    impl->tracemalloc.operation = books->operations;
 }
 
-// Is a block the one that the caller recorded last, by the same instruction of
+// Is a block the one that a thread recorded last, by the same instruction of
 // the same activation, with nothing else done in these books since then?
-static bool
-is_last(const _PyTraceCaller *caller, uintptr_t ptr)
+static inline bool
+is_last(const _PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr)
 {
-    _PyThreadStateImpl *impl = (_PyThreadStateImpl *)caller->tstate;
-    if (impl->tracemalloc.block != ptr
-        || impl->tracemalloc.operation != _Py_atomic_load_uint64_relaxed(
-            &caller->books->operations))
-    {
-        return false;
-    }
-    const _PyInterpreterFrame *frame = _PyThreadState_GetFrame(caller->tstate);
-    return frame != NULL && frame == impl->tracemalloc.frame
-           && frame->callers_known
+    const _PyThreadStateImpl *impl = (_PyThreadStateImpl *)tstate;
+    const _PyInterpreterFrame *frame = tstate->current_frame;
+    return impl->tracemalloc.block == ptr
+           && impl->tracemalloc.operation == _Py_atomic_load_uint64_relaxed(
+               &books->operations)
+           && frame == impl->tracemalloc.frame && frame->callers_known
            && frame->instr_ptr == impl->tracemalloc.instr;
 }
 
@@ -424,8 +556,8 @@ try_record(_PyTraceCaller *caller, _PyTrace *trace, bool shared,
     if (res != NEEDS_LOCK) {
         return_room(caller->runtime, books, room);
     }
-    if (res == DONE) {
-        set_last(caller, trace->ptr);
+    if (res == DONE && caller->attached) {
+        set_last(books, caller->tstate, trace->ptr);
     }
     unlock_books(books);
     return res;
@@ -451,6 +583,24 @@ record(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
     return res == DONE ? 0 : -1;
 }
 
+// The room of a trace that is to be removed.  For one in a pool it is in the
+// map, since the block may move anywhere.
+static inline void
+set_room(_PyTraceBooks *books, place found, bool keep_room,
+         _PyTraceRoom *room)
+{
+    room->books = books;
+    room->epoch = books->epoch;
+    room->shared = found.kind == SHARED;
+    room->listed = false;
+    room->reserved = keep_room;
+    if (keep_room && found.kind == POOLED) {
+        room->reserved = books->spare
+                         || _PyTraceMap_Reserve(&books->traces) == 0;
+        books->spare = false;
+    }
+}
+
 static result
 try_take(_PyTraceCaller *caller, _PyTraceBooks *books, unsigned int domain,
          uintptr_t ptr, bool keep_room, _PyTraceTaken *taken)
@@ -458,22 +608,16 @@ try_take(_PyTraceCaller *caller, _PyTraceBooks *books, unsigned int domain,
     result res = NOT_FOUND;
     lock_books(books);
     place found = find(books, domain, ptr);
-    if (is_found(found)) {
-        taken->trace = trace_at(found);
+    if (found.kind != NOWHERE) {
+        get_trace(found, domain, ptr, &taken->trace);
         res = change_size(caller, books, taken->trace.size, 0);
     }
     if (res == DONE) {
-        taken->room.books = books;
-        taken->room.epoch = books->epoch;
-        taken->room.shared = found.shared != NULL;
-        taken->room.reserved = keep_room;
-        if (found.shared != NULL) {
-            _PyTraceTable_Remove(&books->shared, found.shared, keep_room);
+        set_room(books, found, keep_room, &taken->room);
+        remove_at(books, found, keep_room && found.kind != POOLED);
+        if (found.kind == SHARED) {
             taken->room.listed = _PyTraceDirectory_Remove(
                 caller->runtime->directory, books, domain, ptr, keep_room);
-        }
-        else {
-            _PyTraceMap_Remove(&books->traces, found.block, keep_room);
         }
     }
     unlock_books(books);
@@ -562,65 +706,79 @@ others_may_have(const _PyTraceCaller *caller, unsigned int domain, uintptr_t ptr
 }
 
 bool
-_PyTraceCaller_RecordOwn(const _PyTraceCaller *caller, uintptr_t ptr,
-                         size_t size, _PyTraceRoom *room)
+_PyTraceBooks_RecordOwn(_PyTraceBooks *books, PyThreadState *tstate,
+                        uintptr_t ptr, size_t size, _PyTraceRoom *room)
 {
-    _PyTraceBooks *books = caller->books;
-    assert(caller->attached && books->tracing);
-    if (size > _PyTraceBlock_MAX_SIZE || others_may_have(caller, 0, ptr)) {
+    assert(tstate == _PyThreadState_GET() && books->tracing);
+    if (size > _PyTraceBlock_MAX_SIZE || books->shares_all) {
         return false;
     }
+    _PyTraceMap *map = &books->traces;
+    _PyTraceBlock *slot = NULL;
+    _PyTraceback_Id id;
     bool done = false;
-    lock_books(books);
-    _PyTraceback_Id id = _PyTraceCapture_Known(books->capture,
-                                               caller->tstate);
-    bool has_room = (room == NULL ? _PyTraceMap_HasRoom(&books->traces)
-                     : room->reserved && !room->shared
-                       && room->epoch == books->epoch);
-    if (id != _PyTraceback_NONE && has_room
-        && !is_found(find(books, 0, ptr))
+    lock_own_books(books);
+    bool reserved = room != NULL && room->reserved && !room->shared
+                    && room->epoch == books->epoch;
+    _PyTracePoolPlace pooled = pool_place(books, ptr, size);
+    // What is in the directory may be the trace of anybody, or in the table
+    // `shared`.  A block of a pool has none there: who may free it takes it.
+    if (pooled.pool == NULL
+        && !_PyTraceDirectory_MayHave(_PyRuntime.tracemalloc.directory,
+                                      0, ptr)
+        && (reserved ? map->old == NULL : _PyTraceMap_HasRoom(map)))
+    {
+        // Without old slots one probe will do.
+        slot = _PyTraceMap_Probe(map, ptr);
+    }
+    if ((pooled.trace != NULL || (slot != NULL && slot->ptr == 0))
+        && _PyTraceCapture_Traceback(books->capture, &books->intern, tstate,
+                                     books->max_nframe, &id) == 0
         && _PyTraceAccount_TryAdd(&books->account, size))
     {
-        _PyTraceBlock block = {ptr, (uint32_t)size, id};
-        if (room != NULL) {
-            _PyTraceMap_Put(&books->traces, block);
-            room->reserved = false;
+        if (pooled.trace != NULL) {
+            _PyTracePools_AddAt(&books->pools, pooled, ptr, size, id);
+            if (reserved) {
+                return_map_room(books);
+            }
         }
         else {
-            _PyTraceMap_Add(&books->traces, block);
+            map->reserved -= reserved;
+            _PyTraceMap_AddAt(map, slot,
+                              (_PyTraceBlock){ptr, (uint32_t)size, id});
         }
-        set_last(caller, ptr);
+        if (reserved) {
+            room->reserved = false;
+        }
+        set_last(books, tstate, ptr);
         done = true;
     }
-    unlock_books(books);
+    unlock_own_books(books);
     return done;
 }
 
 bool
-_PyTraceCaller_TakeOwn(const _PyTraceCaller *caller, uintptr_t ptr,
-                       bool keep_room, _PyTraceTaken *taken)
+_PyTraceBooks_TakeOwn(_PyTraceBooks *books, uintptr_t ptr, bool keep_room,
+                      _PyTraceTaken *taken)
 {
-    _PyTraceBooks *books = caller->books;
-    assert(caller->attached);
-    if (!books->tracing) {
-        return false;
-    }
+    assert(books->tracing);
     bool done = false;
-    lock_books(books);
-    _PyTraceBlock *block = _PyTraceMap_Find(&books->traces, ptr);
-    if (block != NULL
-        && _PyTraceAccount_TryRemove(&books->account, block->size))
+    lock_own_books(books);
+    place found = {.kind = POOLED};
+    found.pooled = _PyTracePools_Find(&books->pools, ptr);
+    if (found.pooled.trace == NULL) {
+        found.block = _PyTraceMap_Find(&books->traces, ptr);
+        found.kind = found.block != NULL ? MAPPED : NOWHERE;
+    }
+    if (found.kind != NOWHERE
+        && _PyTraceAccount_TryRemove(&books->account, size_at(found)))
     {
-        taken->room = (_PyTraceRoom){
-            .books = books, .epoch = books->epoch, .reserved = keep_room,
-        };
-        taken->trace = (_PyTrace){
-            .ptr = ptr, .size = block->size, .traceback = block->traceback,
-        };
-        _PyTraceMap_Remove(&books->traces, block, keep_room);
+        get_trace(found, 0, ptr, &taken->trace);
+        set_room(books, found, keep_room, &taken->room);
+        remove_at(books, found, keep_room && found.kind != POOLED);
         done = true;
     }
-    unlock_books(books);
+    unlock_own_books(books);
     return done;
 }
 
@@ -675,7 +833,7 @@ try_settle(_PyTraceCaller *caller, _PyTraceBooks *books,
     lock_books(books);
     // Somebody may have tracked the block in the meantime.
     if (put_back && room->epoch == books->epoch
-        && !is_found(find(books, trace->domain, trace->ptr)))
+        && find(books, trace->domain, trace->ptr).kind == NOWHERE)
     {
         res = store(caller, books, trace, room->shared, room);
     }
@@ -701,7 +859,8 @@ _PyTraceCaller_Settle(_PyTraceCaller *caller, _PyTraceTaken *taken,
                       bool put_back)
 {
     _PyTraceBooks *books = taken->room.books;
-    if (!taken->room.reserved && !taken->room.listed) {
+    bool has_room = taken->room.reserved || taken->room.listed;
+    if (taken->room.epoch == 0 || (!has_room && !put_back)) {
         return;
     }
     if (books != caller->books) {
@@ -720,56 +879,54 @@ _PyTraceCaller_Settle(_PyTraceCaller *caller, _PyTraceTaken *taken,
 #ifdef Py_DEBUG
 // Has a block the traceback that it would be given?
 static bool
-is_up_to_date(_PyTraceCaller *caller, uintptr_t ptr)
+is_up_to_date(_PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr)
 {
-    _PyTraceBooks *books = caller->books;
     _PyTrace trace;
     _PyTraceback_Id id;
-    uint64_t operations = books->operations;
-    lock_books(books);
+    uint64_t operations = _Py_atomic_load_uint64_relaxed(&books->operations);
+    lock_own_books(books);
     bool result = true;
     // Without a GIL others may have been here after is_last().
     if (books->operations == operations + 1) {
         result = _PyTraceBooks_Get(books, 0, ptr, &trace)
                  && (trace.traceback == _PyTraceback_UNKNOWN
                      || _PyTraceCapture_Traceback(
-                         books->capture, &books->intern, caller->tstate,
+                         books->capture, &books->intern, tstate,
                          books->max_nframe, &id) < 0
                      || trace.traceback == id);
     }
-    unlock_books(books);
+    unlock_own_books(books);
     return result;
 }
 #endif
 
-static bool
-reattribute_own(_PyTraceCaller *caller, uintptr_t ptr)
+bool
+_PyTraceBooks_ReattributeOwn(_PyTraceBooks *books, PyThreadState *tstate,
+                             uintptr_t ptr)
 {
-    _PyTraceBooks *books = caller->books;
-    lock_books(books);
+    assert(tstate == _PyThreadState_GET() && books->tracing);
+    if (is_last(books, tstate, ptr)) {
+        assert(is_up_to_date(books, tstate, ptr));
+        return true;
+    }
+    lock_own_books(books);
     place found = find(books, 0, ptr);
     _PyTraceback_Id id;
-    if (is_found(found)
-        && _PyTraceCapture_Traceback(books->capture, &books->intern,
-                                     caller->tstate, books->max_nframe,
-                                     &id) == 0)
+    if (found.kind != NOWHERE
+        && _PyTraceCapture_Traceback(books->capture, &books->intern, tstate,
+                                     books->max_nframe, &id) == 0)
     {
-        *(found.block != NULL ? &found.block->traceback
-                              : &found.shared->traceback) = id;
+        *traceback_at(found) = id;
     }
-    unlock_books(books);
-    return is_found(found);
+    unlock_own_books(books);
+    return found.kind != NOWHERE;
 }
 
 void
 _PyTraceCaller_Reattribute(_PyTraceCaller *caller, uintptr_t ptr)
 {
-    assert(caller->books->tracing);
-    if (is_last(caller, ptr)) {
-        assert(is_up_to_date(caller, ptr));
-        return;
-    }
-    if (reattribute_own(caller, ptr)
+    assert(caller->attached && caller->books->tracing);
+    if (_PyTraceBooks_ReattributeOwn(caller->books, caller->tstate, ptr)
         || _Py_atomic_load_int_relaxed(&caller->runtime->ntracing) == 1)
     {
         return;
@@ -824,7 +981,8 @@ alloc_traces(_PyTraceSnapshot *snapshot, size_t ntraces)
 static int
 copy_all(const _PyTraceBooks *books, _PyTraceSnapshot *snapshot)
 {
-    size_t ntraces = books->traces.used + books->shared.used;
+    size_t npooled = books->pools.used, nmapped = books->traces.used;
+    size_t ntraces = npooled + nmapped + books->shared.used;
     if (ntraces == 0) {
         return 0;
     }
@@ -833,8 +991,9 @@ copy_all(const _PyTraceBooks *books, _PyTraceSnapshot *snapshot)
     {
         return -1;
     }
-    _PyTraceMap_Copy(&books->traces, snapshot->traces);
-    _PyTraceTable_Copy(&books->shared, snapshot->traces + books->traces.used);
+    _PyTracePools_Copy(&books->pools, snapshot->traces);
+    _PyTraceMap_Copy(&books->traces, snapshot->traces + npooled);
+    _PyTraceTable_Copy(&books->shared, snapshot->traces + npooled + nmapped);
     return 0;
 }
 
@@ -888,7 +1047,8 @@ size_t
 _PyTraceBooks_Memory(_PyTraceRuntime *runtime, _PyTraceBooks *books)
 {
     lock_books(books);
-    size_t size = _PyTraceMap_Memory(&books->traces)
+    size_t size = _PyTracePools_Memory(&books->pools)
+                  + _PyTraceMap_Memory(&books->traces)
                   + _PyTraceTable_Memory(&books->shared)
                   + _PyTraceIntern_Memory(&books->intern)
                   + _PyTraceCapture_Memory(books->capture)

@@ -383,17 +383,23 @@ is_exact(_PyTraceIntern *intern, _PyInterpreterFrame *frame, int max_nframe,
 }
 #endif
 
-_PyTraceback_Id
-_PyTraceCapture_Known(_PyTraceCapture *capture, PyThreadState *tstate)
+static Py_NO_INLINE int
+find_anew(const walk *w, _PyInterpreterFrame *frame, _PyTraceback_Id *id)
 {
-    _PyInterpreterFrame *frame = _PyThreadState_GetFrame(tstate);
-    if (frame != NULL) {
-        const activation *known = find_activation(capture, frame);
-        if (known != NULL && known->instr == frame->instr_ptr) {
-            return known->traceback;
-        }
+    uint32_t callers;
+    frame = _PyFrame_GetFirstComplete(frame);
+    if (frame == NULL) {
+        *id = _PyTraceback_UNKNOWN;
+        return 0;
     }
-    return _PyTraceback_NONE;
+    if (walk_callers(w, frame, &callers) < 0
+        || find_traceback(w, frame, callers, id) < 0)
+    {
+        return -1;
+    }
+    remember(w->capture, frame, callers, *id);
+    assert(is_exact(w->intern, frame, w->max_nframe, *id));
+    return 0;
 }
 
 int
@@ -401,25 +407,18 @@ _PyTraceCapture_Traceback(_PyTraceCapture *capture, _PyTraceIntern *intern,
                           PyThreadState *tstate, int max_nframe,
                           _PyTraceback_Id *id)
 {
-    _PyInterpreterFrame *frame = NULL;
-    if (tstate != NULL) {
-        frame = _PyThreadState_GetFrame(tstate);
-    }
-    if (frame == NULL) {
+    if (tstate == NULL || tstate->current_frame == NULL) {
         *id = _PyTraceback_UNKNOWN;
         return 0;
     }
-    *id = _PyTraceCapture_Known(capture, tstate);
-    if (*id == _PyTraceback_NONE) {
-        walk w = {capture, intern, max_nframe};
-        uint32_t callers;
-        if (walk_callers(&w, frame, &callers) < 0
-            || find_traceback(&w, frame, callers, id) < 0)
-        {
-            return -1;
-        }
-        remember(capture, frame, callers, *id);
+    // Is it complete?  It is, if it is known.
+    _PyInterpreterFrame *frame = tstate->current_frame;
+    const activation *known = find_activation(capture, frame);
+    if (known != NULL && known->instr == frame->instr_ptr) {
+        *id = known->traceback;
+        assert(is_exact(intern, frame, max_nframe, *id));
+        return 0;
     }
-    assert(is_exact(intern, frame, max_nframe, *id));
-    return 0;
+    walk w = {capture, intern, max_nframe};
+    return find_anew(&w, frame, id);
 }

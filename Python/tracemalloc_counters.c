@@ -8,22 +8,30 @@
 // has credit can add that much without making a new peak, whatever the others
 // do meanwhile.  What is freed becomes credit.
 //
-// At any time, whoever holds the lock may rely on this:
+// At any time, whoever holds the runtime's mutex may rely on this:
 //
 //   share     == what was added through the account and not taken from it,
 //                + its credit if it is open
 //   committed == sum of all shares
 //   committed <= peak
 //
-// so that the sum is never above the peak.  What is added without the lock
+// so that the sum is never above the peak.  What is added without the mutex
 // turns credit into something added, and leaves the shares as they are.  To
 // learn the sum itself, or to raise the peak, all accounts are closed first:
 // their credit is taken away, and whoever wants to change a closed account has
-// to come here, under the lock.  So the sum stands still at that moment.
+// to come here, under the mutex.  So the sum stands still at that moment.
 //
-// Closing is an atomic exchange of the credit, adding and removing are atomic
-// compare-and-exchanges.  An account is opened by its next operation and so
-// pays for its closing; accounts at rest stay closed and cost nothing.
+// While only one account is in use it may have any credit, and raise the peak
+// without coming here: the sum changes with its credit alone, so that the
+// largest sum was where its credit was the least.  The peak is brought up to
+// date when this account is closed, before any other is opened.
+//
+// Credits are guarded by the locks of the books.  Who holds the runtime's mutex
+// and some books may lock other books, too: nobody else does that, and who
+// holds books does not wait for the mutex.
+//
+// An account is opened by its next operation and so pays for its closing;
+// accounts at rest stay closed and cost nothing.
 //
 // Tools/tracemalloc/counters.pml is a model of this for the SPIN model
 // checker.
@@ -32,45 +40,101 @@
 #include "pycore_tracemalloc.h"   // _PyTraceCounters
 
 
+// Operations of an account, no other coming in between, until it is taken for
+// the only one in use.  If it is not after all then the next one has to lock its
+// books.
+#ifdef Py_DEBUG
+#  define SOLE_AFTER 4            // try both more often
+#else
+#  define SOLE_AFTER 100
+#endif
+
+
 void
 _PyTraceCounters_Init(_PyTraceCounters *counters)
 {
-    counters->committed = 0;
-    counters->peak = 0;
+    *counters = (_PyTraceCounters){0};
     llist_init(&counters->open);
 }
 
-void
-_PyTraceAccount_Init(_PyTraceAccount *account)
+static void
+set_credit(_PyTraceAccount *account, Py_ssize_t credit)
 {
-    _Py_atomic_store_ssize(&account->credit, _PyTraceAccount_CLOSED);
-    account->share = 0;
+    _Py_atomic_store_ssize_relaxed(&account->credit, credit);
+    account->lowest = credit;
 }
 
-// Take the credit of an account away.
+void
+_PyTraceAccount_Init(_PyTraceAccount *account, _PyTraceLock *lock)
+{
+    set_credit(account, _PyTraceAccount_CLOSED);
+    account->share = 0;
+    account->lock = lock;
+}
+
+// Take the credit of an account, whose books are locked, away.
 static void
 close_account(_PyTraceCounters *counters, _PyTraceAccount *account)
 {
-    Py_ssize_t credit = _Py_atomic_exchange_ssize(&account->credit,
-                                                  _PyTraceAccount_CLOSED);
-    if (credit == _PyTraceAccount_CLOSED) {
+    if (account->credit == _PyTraceAccount_CLOSED) {
         return;
     }
-    assert((size_t)credit <= account->share);
+    size_t credit = (size_t)account->credit;
+    size_t lowest = (size_t)account->lowest;
+    assert(lowest <= credit && credit <= account->share);
     assert(account->share <= counters->committed);
-    account->share -= (size_t)credit;
-    counters->committed -= (size_t)credit;
+    if (counters->sole == account) {
+        counters->peak = Py_MAX(counters->peak, counters->committed - lowest);
+        counters->sole = NULL;
+    }
+    set_credit(account, _PyTraceAccount_CLOSED);
+    account->share -= credit;
+    counters->committed -= credit;
     llist_remove(&account->open);
 }
 
+static void
+lock_and_close(_PyTraceCounters *counters, _PyTraceAccount *account)
+{
+    // It is in the list, so its books are there.
+    _PyTraceLock_Lock(account->lock);
+    close_account(counters, account);
+    _PyTraceLock_Unlock(account->lock);
+}
+
+// Close all accounts, none of which may have its books locked.
 static void
 close_all(_PyTraceCounters *counters)
 {
     struct llist_node *node;
     llist_for_each_safe(node, &counters->open) {
-        close_account(counters, llist_data(node, _PyTraceAccount, open));
+        lock_and_close(counters, llist_data(node, _PyTraceAccount, open));
     }
     // Now committed is the sum.
+}
+
+// The sum is about to be changed, but for the credit of the sole account, on
+// behalf of this one.
+static void
+end_sole(_PyTraceCounters *counters, _PyTraceAccount *account)
+{
+    if (counters->sole != NULL && counters->sole != account) {
+        lock_and_close(counters, counters->sole);
+    }
+}
+
+// An account is about to be used.
+static void
+begin_use(_PyTraceCounters *counters, _PyTraceAccount *account)
+{
+    end_sole(counters, account);
+    if (counters->last == account) {
+        counters->run++;
+    }
+    else {
+        counters->last = account;
+        counters->run = 0;
+    }
 }
 
 // `credit` is in the account's share already.
@@ -78,15 +142,17 @@ static void
 open_account(_PyTraceCounters *counters, _PyTraceAccount *account,
              size_t credit)
 {
-    assert(counters->committed <= counters->peak);
+    assert(counters->sole == account
+           || counters->committed <= counters->peak);
     llist_insert_tail(&counters->open, &account->open);
-    _Py_atomic_store_ssize(&account->credit, (Py_ssize_t)credit);
+    set_credit(account, (Py_ssize_t)credit);
 }
 
 int
 _PyTraceCounters_Add(_PyTraceCounters *counters, _PyTraceAccount *account,
                      size_t size)
 {
+    begin_use(counters, account);
     close_account(counters, account);
     if (counters->peak - counters->committed < size) {
         close_all(counters);
@@ -98,9 +164,16 @@ _PyTraceCounters_Add(_PyTraceCounters *counters, _PyTraceAccount *account,
     if (counters->peak < counters->committed) {
         counters->peak = counters->committed;
     }
-    // Half of what is left: the others will want some, too, and who wants
-    // more comes again a logarithmic number of times.
-    size_t credit = (counters->peak - counters->committed) / 2;
+    size_t credit;
+    if (counters->run >= SOLE_AFTER && llist_empty(&counters->open)) {
+        counters->sole = account;
+        credit = (size_t)PY_SSIZE_T_MAX - counters->committed;
+    }
+    else {
+        // Half of what is left: the others will want some, too, and who wants
+        // more comes again a logarithmic number of times.
+        credit = (counters->peak - counters->committed) / 2;
+    }
     counters->committed += credit;
     account->share += size + credit;
     open_account(counters, account, credit);
@@ -111,6 +184,7 @@ void
 _PyTraceCounters_Remove(_PyTraceCounters *counters, _PyTraceAccount *account,
                         size_t size)
 {
+    begin_use(counters, account);
     if (!_PyTraceAccount_TryRemove(account, size)) {
         // What was added becomes credit, so the share stays.
         assert(size <= account->share);
@@ -121,10 +195,12 @@ _PyTraceCounters_Remove(_PyTraceCounters *counters, _PyTraceAccount *account,
 void
 _PyTraceCounters_Forget(_PyTraceCounters *counters, _PyTraceAccount *account)
 {
+    end_sole(counters, account);
     close_account(counters, account);
     assert(account->share <= counters->committed);
     counters->committed -= account->share;
     account->share = 0;
+    counters->last = NULL;
 }
 
 size_t

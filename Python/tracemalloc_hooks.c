@@ -225,27 +225,24 @@ leave(const _PyTraceCaller *before)
     _PyTraceCaller_End(&caller);
 }
 
-// Record a block for the calling thread, and end what enter() began for
-// `before`.
-static int
-record_and_leave(const _PyTraceCaller *before, PyMemAllocatorDomain domain,
-                 void *ptr, size_t size)
+// The books of an attached thread if its calls are to be traced, else NULL.
+static inline _PyTraceBooks *
+open_books(PyThreadState *tstate)
+{
+    _PyTraceBooks *books = &tstate->interp->tracemalloc;
+    return books->tracing && *mark_field(tstate) == NULL ? books : NULL;
+}
+
+static Py_NO_INLINE int
+record(PyMemAllocatorDomain domain, void *ptr, size_t size)
 {
     int res = 0;
-    if (before->attached && domain != PYMEM_DOMAIN_RAW && ptr != NULL
-        && _PyThreadState_GET() == before->tstate && before->books->tracing
-        && _PyTraceCaller_RecordOwn(before, (uintptr_t)ptr, size, NULL))
-    {
-        end_tracing(before);
-        return 0;
-    }
     _PyTraceCaller caller;
     _PyTraceCaller_Begin(&caller);
-    if (ptr != NULL && caller.books->tracing) {
+    if (caller.books->tracing) {
         res = _PyTraceCaller_Record(&caller, 0, (uintptr_t)ptr, size,
                                     domain == PYMEM_DOMAIN_RAW);
     }
-    end_tracing(&caller);
     _PyTraceCaller_End(&caller);
     return res;
 }
@@ -256,20 +253,20 @@ take(_PyTraceCaller *caller, PyMemAllocatorDomain domain, void *ptr,
      bool keep_room, _PyTraceTaken *taken)
 {
     if (domain == PYMEM_DOMAIN_RAW || !caller->attached
-        || !_PyTraceCaller_TakeOwn(caller, (uintptr_t)ptr, keep_room, taken))
+        || !caller->books->tracing
+        || !_PyTraceBooks_TakeOwn(caller->books, (uintptr_t)ptr, keep_room,
+                                  taken))
     {
         _PyTraceCaller_Take(caller, 0, (uintptr_t)ptr, keep_room, taken);
     }
 }
 
-// Has the caller taken out the trace of this block already?
+// Has an attached thread taken out the trace of this block already, in an outer
+// hook?
 static inline bool
-is_taken(const _PyTraceCaller *caller, void *ptr)
+is_taken(PyThreadState *tstate, void *ptr)
 {
-    if (!caller->attached) {
-        return false;
-    }
-    const _PyTraceTaken *taken = as_taken(get_mark(caller));
+    const _PyTraceTaken *taken = as_taken(*mark_field(tstate));
     return taken != NULL && taken->trace.ptr == (uintptr_t)ptr
            && taken->trace.domain == 0;
 }
@@ -280,57 +277,95 @@ rerecord(_PyTraceCaller *caller, _PyTraceTaken *taken, void *ptr, size_t size,
 {
     bool shared = domain == PYMEM_DOMAIN_RAW;
     if (shared || !caller->attached
-        || !_PyTraceCaller_RecordOwn(caller, (uintptr_t)ptr, size,
-                                     &taken->room))
+        || !_PyTraceBooks_RecordOwn(caller->books, caller->tstate,
+                                    (uintptr_t)ptr, size, &taken->room))
     {
         _PyTraceCaller_Rerecord(caller, taken, 0, (uintptr_t)ptr, size,
                                 shared);
     }
 }
 
-static inline void *
-hook_alloc(PyMemAllocatorDomain domain, bool zeroed,
-           size_t nelem, size_t elsize)
-{
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    const PyMemAllocatorEx *alloc = below(runtime, domain);
+// malloc(), calloc(), or realloc() of nothing.
+typedef enum { MALLOC, CALLOC, REALLOC } way;
 
+static inline void *
+call_below(const PyMemAllocatorEx *alloc, way how, size_t nelem,
+           size_t elsize)
+{
+    switch (how) {
+        case CALLOC: return alloc->calloc(alloc->ctx, nelem, elsize);
+        case REALLOC: return alloc->realloc(alloc->ctx, NULL, elsize);
+        default: return alloc->malloc(alloc->ctx, elsize);
+    }
+}
+
+static void *
+alloc_detached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
+               way how, size_t nelem, size_t elsize)
+{
     _PyTraceCaller caller;
-    int traced = _PyTraceRuntime_IsIdle(runtime) ? 0 : enter(&caller);
+    int traced = enter(&caller);
     if (traced < 0) {
         return NULL;
     }
-    void *ptr = zeroed ? alloc->calloc(alloc->ctx, nelem, elsize)
-                       : alloc->malloc(alloc->ctx, nelem * elsize);
-    if (traced
-        && record_and_leave(&caller, domain, ptr, nelem * elsize) < 0)
-    {
+    void *ptr = call_below(alloc, how, nelem, elsize);
+    if (!traced) {
+        return ptr;
+    }
+    // Who is calling may have changed by now.
+    _PyTraceCaller_Begin(&caller);
+    int res = 0;
+    if (ptr != NULL && caller.books->tracing) {
+        res = _PyTraceCaller_Record(&caller, 0, (uintptr_t)ptr,
+                                    nelem * elsize,
+                                    domain == PYMEM_DOMAIN_RAW);
+    }
+    end_tracing(&caller);
+    _PyTraceCaller_End(&caller);
+    if (res < 0) {
         alloc->free(alloc->ctx, ptr);
         return NULL;
     }
     return ptr;
 }
 
-static inline void
-hook_free(PyMemAllocatorDomain domain, void *ptr)
+static inline void *
+hook_alloc(PyMemAllocatorDomain domain, way how, size_t nelem, size_t elsize)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     const PyMemAllocatorEx *alloc = below(runtime, domain);
-
-    if (ptr == NULL || _PyTraceRuntime_IsIdle(runtime)) {
-        alloc->free(alloc->ctx, ptr);
-        return;
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL && !_PyTraceRuntime_IsIdle(runtime)) {
+        return alloc_detached(domain, alloc, how, nelem, elsize);
     }
+    _PyTraceBooks *books = tstate != NULL ? open_books(tstate) : NULL;
+    if (books == NULL) {
+        return call_below(alloc, how, nelem, elsize);
+    }
+    *mark_field(tstate) = REENTRANT;
+    void *ptr = call_below(alloc, how, nelem, elsize);
+    if (ptr != NULL
+        && (domain == PYMEM_DOMAIN_RAW || !books->tracing
+            || !_PyTraceBooks_RecordOwn(books, tstate, (uintptr_t)ptr,
+                                        nelem * elsize, NULL))
+        && record(domain, ptr, nelem * elsize) < 0)
+    {
+        alloc->free(alloc->ctx, ptr);
+        ptr = NULL;
+    }
+    *mark_field(tstate) = NULL;
+    return ptr;
+}
+
+// Any block, given back by anybody.
+static Py_NO_INLINE void
+free_any(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
+         void *ptr)
+{
     _PyTraceCaller caller;
     _PyTraceTaken taken;
     _PyTraceCaller_Begin(&caller);
-    if (is_taken(&caller, ptr)) {
-        // By an outer hook.
-        taken.room.epoch = 0;
-    }
-    else {
-        take(&caller, domain, ptr, false, &taken);
-    }
+    take(&caller, domain, ptr, false, &taken);
     bool shown = (caller.books->tracing && get_mark(&caller) == NULL
                   && show_taken(&caller, &taken));
     _PyTraceCaller_End(&caller);
@@ -341,31 +376,50 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
     }
 }
 
+static inline void
+hook_free(PyMemAllocatorDomain domain, void *ptr)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    const PyMemAllocatorEx *alloc = below(runtime, domain);
+    PyThreadState *tstate = _PyThreadState_GET();
+
+    if (ptr == NULL || _PyTraceRuntime_IsIdle(runtime)
+        || (tstate != NULL && is_taken(tstate, ptr)))
+    {
+        alloc->free(alloc->ctx, ptr);
+        return;
+    }
+    _PyTraceTaken taken;
+    _PyTraceBooks *books = tstate != NULL ? open_books(tstate) : NULL;
+    if (books != NULL && domain != PYMEM_DOMAIN_RAW
+        && _PyTraceBooks_TakeOwn(books, (uintptr_t)ptr, false, &taken))
+    {
+        *mark_field(tstate) = &taken;
+        alloc->free(alloc->ctx, ptr);
+        *mark_field(tstate) = NULL;
+        return;
+    }
+    free_any(domain, alloc, ptr);
+}
+
 static void *
 hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
 {
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    const PyMemAllocatorEx *alloc = below(runtime, domain);
-
-    if (_PyTraceRuntime_IsIdle(runtime)) {
-        return alloc->realloc(alloc->ctx, ptr, size);
-    }
-    _PyTraceCaller caller;
     if (ptr == NULL) {
-        int traced = enter(&caller);
-        if (traced < 0) {
-            return NULL;
-        }
-        ptr = alloc->realloc(alloc->ctx, NULL, size);
-        if (traced && record_and_leave(&caller, domain, ptr, size) < 0) {
-            alloc->free(alloc->ctx, ptr);
-            return NULL;
-        }
-        return ptr;
+        return hook_alloc(domain, REALLOC, 1, size);
+    }
+    const PyMemAllocatorEx *alloc = below(runtime, domain);
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (_PyTraceRuntime_IsIdle(runtime)
+        || (tstate != NULL && is_taken(tstate, ptr)))
+    {
+        return alloc->realloc(alloc->ctx, ptr, size);
     }
 
     // Without room for its mark the call goes on untraced: reallocating never
     // fails because of tracing.
+    _PyTraceCaller caller;
     _PyTraceTaken taken;
     _PyTraceCaller_Begin(&caller);
     bool traced = begin_tracing(&caller) > 0;
@@ -400,12 +454,12 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
     static void * \
     NAME ## _malloc(void *Py_UNUSED(ctx), size_t size) \
     { \
-        return hook_alloc(DOMAIN, false, 1, size); \
+        return hook_alloc(DOMAIN, MALLOC, 1, size); \
     } \
     static void * \
     NAME ## _calloc(void *Py_UNUSED(ctx), size_t nelem, size_t elsize) \
     { \
-        return hook_alloc(DOMAIN, true, nelem, elsize); \
+        return hook_alloc(DOMAIN, CALLOC, nelem, elsize); \
     } \
     static void * \
     NAME ## _realloc(void *Py_UNUSED(ctx), void *ptr, size_t size) \
@@ -442,33 +496,41 @@ hooks_of(PyMemAllocatorDomain domain)
 
 /* --- Reference tracer --------------------------------------------------- */
 
-// A block from a free list has the trace of its previous life; give it the
-// traceback of its new one (bpo-35053).
-static void
-reattribute(PyObject *op)
+static Py_NO_INLINE void
+reattribute_any(uintptr_t ptr)
 {
-    if (_PyThreadState_GET() == NULL) {
-        return;
-    }
     _PyTraceCaller caller;
     _PyTraceCaller_Begin(&caller);
-    if (caller.books->tracing) {
-        _PyTraceCaller_Reattribute(
-            &caller, (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op)));
-    }
+    _PyTraceCaller_Reattribute(&caller, ptr);
     _PyTraceCaller_End(&caller);
+}
+
+// A block from a free list has the trace of its previous life; give it the
+// traceback of its new one (bpo-35053).
+static Py_NO_INLINE void
+reattribute(PyObject *op)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL || !tstate->interp->tracemalloc.tracing) {
+        return;
+    }
+    uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
+    if (!_PyTraceBooks_ReattributeOwn(&tstate->interp->tracemalloc, tstate,
+                                      ptr))
+    {
+        reattribute_any(ptr);
+    }
 }
 
 // Returns what the user's tracer does.
 static int
 trace_ref(PyObject *op, PyRefTracerEvent event, void *data)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
+        &_PyRuntime.tracemalloc.ref_tracer);
     if (event == PyRefTracer_CREATE) {
         reattribute(op);
     }
-    PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
-        &runtime->ref_tracer);
     return user != NULL ? user(op, event, data) : 0;
 }
 

@@ -160,7 +160,9 @@ filename_hash(const _PyTraceIntern *intern, uint32_t id)
 static inline const char *
 text_at(const _PyTraceIntern *intern, size_t offset)
 {
-    return (const char *)intern->text.items + offset;
+    // There is no array at all if all filenames are empty.
+    const char *text = intern->text.items;
+    return text != NULL ? text + offset : NULL;
 }
 
 static int
@@ -503,4 +505,122 @@ _PyTraceIntern_Memory(const _PyTraceIntern *intern)
            + intern->frames.capacity * sizeof(_PyTraceFrame)
            + index_memory(&intern->filename_index)
            + index_memory(&intern->traceback_index);
+}
+
+
+/* --- Validity ----------------------------------------------------------- */
+
+static bool
+array_is_valid(const _PyTraceArray *array)
+{
+    return array->length <= array->capacity
+           && (array->items != NULL) == (array->capacity > 0);
+}
+
+// Are in it just the ids from `first` on, `count` of them?  That each is where
+// a probe ends is found out by looking it up.
+static bool
+index_is_valid(const _PyTraceIndex *index, uint32_t first, size_t count)
+{
+    if (index->slots == NULL) {
+        return index->mask == 0 && index->used == 0;
+    }
+    size_t used = 0;
+    for (size_t i = 0; i <= index->mask; i++) {
+        uint32_t id = index->slots[i];
+        if (id != 0) {
+            if (id < first || id - first >= count) {
+                return false;
+            }
+            used++;
+        }
+    }
+    // Room is left, or a probe might not end.
+    return used == index->used && used == count
+           && (index->mask & (index->mask + 1)) == 0
+           && used <= (index->mask + 1) / 2;
+}
+
+static bool
+filenames_are_valid(const _PyTraceIntern *intern)
+{
+    const _PyTraceIndex *index = &intern->filename_index;
+    size_t nfilename = intern->filenames.length;
+    if (!index_is_valid(index, 1, nfilename)) {
+        return false;
+    }
+    size_t end = 0;     // of the text of those before
+    for (uint32_t id = 1; id <= nfilename; id++) {
+        const _PyTraceFilename *item = filename_item(intern, id);
+        if ((item->kind != 1 && item->kind != 2 && item->kind != 4)
+            || item->offset % (size_t)item->kind != 0)
+        {
+            return false;
+        }
+        if (item->length > 0) {
+            if (item->offset < end || item->offset > intern->text.length
+                || item->length > ((intern->text.length - item->offset)
+                                   / (size_t)item->kind))
+            {
+                return false;
+            }
+            end = item->offset + item->length * (size_t)item->kind;
+        }
+        if (index->slots != NULL
+            && find_filename(intern, item,
+                             text_at(intern, item->offset)) != id)
+        {
+            return false;
+        }
+    }
+    return end == intern->text.length;
+}
+
+static bool
+frames_are_valid(const _PyTraceIntern *intern, const _PyTraceback *item)
+{
+    const _PyTraceFrame *frames = frame_at(intern, item->first);
+    for (size_t i = 0; i < item->nframe; i++) {
+        if (frames[i].filename > intern->filenames.length) {
+            return false;
+        }
+    }
+    return hash_frames(frames, item->nframe, item->total_nframe) == item->hash;
+}
+
+static bool
+tracebacks_are_valid(const _PyTraceIntern *intern)
+{
+    const uint32_t first_id = _PyTraceback_UNKNOWN + 1;
+    const _PyTraceIndex *index = &intern->traceback_index;
+    size_t ntraceback = intern->tracebacks.length;
+    if (!index_is_valid(index, first_id, ntraceback)) {
+        return false;
+    }
+    size_t end = 0;     // of the frames of those before
+    for (size_t i = 0; i < ntraceback; i++) {
+        _PyTraceback_Id id = first_id + (_PyTraceback_Id)i;
+        const _PyTraceback *item = traceback_item(intern, id);
+        if (item->first != end
+            || item->nframe == 0 || item->nframe > item->total_nframe
+            || item->nframe > intern->frames.length - end
+            || !frames_are_valid(intern, item)
+            || (index->slots != NULL && find_pending(intern, item) != id))
+        {
+            return false;
+        }
+        end += item->nframe;
+    }
+    return end == intern->frames.length;
+}
+
+bool
+_PyTraceIntern_IsValid(const _PyTraceIntern *intern)
+{
+    return array_is_valid(&intern->filenames)
+           && array_is_valid(&intern->text)
+           && array_is_valid(&intern->tracebacks)
+           && array_is_valid(&intern->frames)
+           && filenames_are_valid(intern)
+           && tracebacks_are_valid(intern);
 }

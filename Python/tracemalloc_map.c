@@ -51,7 +51,8 @@ move(_PyTraceMap *map, size_t count)
     size_t end = map->moved + Py_MIN(count, map->old_capacity - map->moved);
     for (; map->moved < end; map->moved++) {
         if (map->old[map->moved].ptr > REMOVED) {
-            _PyTraceMap_Insert(map, map->old[map->moved]);
+            *_PyTraceMap_Probe(map, map->old[map->moved].ptr) =
+                map->old[map->moved];
         }
     }
     if (map->moved == map->old_capacity) {

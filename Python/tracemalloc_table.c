@@ -191,6 +191,10 @@ _PyTraceTable_ForgetReservations(_PyTraceTable *table)
 const _PyTrace *
 _PyTraceTable_Next(const _PyTraceTable *table, const _PyTrace *trace)
 {
+    if (table->used == 0) {
+        // There may be no slots at all.
+        return NULL;
+    }
     const _PyTrace *end = table->slots + table->capacity;
     trace = trace == NULL ? table->slots : trace + 1;
     while (trace < end && is_free(trace)) {

@@ -14,21 +14,23 @@
 //   Python/tracemalloc_books.c    record, take, copy out
 //   Python/tracemalloc_capture.c  a thread's frames to a traceback id
 //   Python/tracemalloc_counters.c    the process-wide sum and its peak
+//   Python/tracemalloc_lock.c     the lock of the books
 //   Python/tracemalloc_directory.c   who has the trace of a block
 //   Python/tracemalloc_intern.c   filenames and tracebacks, to ids and back
+//   Python/tracemalloc_pools.c    block of pymalloc to (size, traceback id)
 //   Python/tracemalloc_map.c      address to (size, traceback id)
 //   Python/tracemalloc_table.c    (domain, address) to (size, traceback id)
 //
-// The last three are plain containers: no lock, no interpreter, no Python
+// The last four are plain containers: no lock, no interpreter, no Python
 // object.  Filenames are copied as text, so that no reference is owned and
 // nothing of one interpreter is ever freed by another.
 //
 // Locks, in the order in which they are taken:
 //
 //   1. _PyRuntime.tracemalloc.mutex              the process-wide state
-//   2. PyInterpreterState.tracemalloc.mutex      one interpreter's books; a
+//   2. PyInterpreterState.tracemalloc.lock       one interpreter's books; a
 //                                                thread holds one at a time,
-//                                                but for fork()
+//                                                and others with the first
 //   3. _PyTraceDirectory.mutex                   the directory
 //   3. _PyRuntime.allocators.mutex               while hooks are put in or out
 //
@@ -71,6 +73,102 @@ typedef struct _tracemalloc_interp_state _PyTraceBooks;
 typedef struct _tracemalloc_capture _PyTraceCapture;
 
 
+/* --- Lock of the books -------------------------------------------------- */
+
+// Android may kill a process for a system call that it does not know.
+#if defined(__linux__) && !defined(__ANDROID__) && defined(__GNUC__) \
+    && !defined(Py_GIL_DISABLED)
+#  define _Py_TRACE_LOCK_RESERVES
+#endif
+
+// A mutex which can be reserved for the threads that hold the GIL of an
+// interpreter: that saves each of them two locked instructions.
+typedef struct {
+    PyMutex mutex;
+
+    // Is a holder of the GIL inside without the mutex, or about to look whether
+    // it may be?  Atomic; written by holders of the GIL only.
+    int inside;
+
+    // May holders of the GIL do without the mutex?  Atomic.  Written with the
+    // mutex held; to be set this takes the GIL, too.
+    int reserved;
+
+    // How often holders of the GIL have taken the mutex since the last time
+    // that others did.  Guarded by the mutex.
+    unsigned int uses;
+
+    // The GIL for whose holders it may be reserved, or NULL.  Written under
+    // the mutex, the runtime's and this GIL.
+    const struct _gil_runtime_state *gil;
+} _PyTraceLock;
+
+// Let it be reserved, from now on, for holders of this interpreter's GIL; and
+// no longer.  With the lock held by _LockShared().
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceLock_Open(
+    _PyTraceLock *lock, PyInterpreterState *interp);
+extern void _PyTraceLock_Close(_PyTraceLock *lock);
+
+// For anybody.  None of these detaches the thread.
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceLock_LockShared(_PyTraceLock *lock);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceLock_UnlockShared(_PyTraceLock *lock);
+
+// Give up after so many nanoseconds, more or less.  False if it was not locked.
+extern bool _PyTraceLock_TryLockShared(_PyTraceLock *lock, PyTime_t timeout);
+
+// For a thread that is attached to the interpreter, or to another that has the
+// same GIL.  In a free-threaded build this is the mutex.
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(void) _PyTraceLock_LockOwnSlowly(_PyTraceLock *lock);
+
+static inline void
+_PyTraceLock_LockOwn(_PyTraceLock *lock)
+{
+#ifdef _Py_TRACE_LOCK_RESERVES
+#  ifdef _Py_THREAD_SANITIZER
+    (void)_Py_atomic_exchange_int(&lock->inside, 1);
+    int reserved = _Py_atomic_load_int(&lock->reserved);
+#  else
+    _Py_atomic_store_int_relaxed(&lock->inside, 1);
+    // The processor's part is done by whoever ends the reservation.
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    int reserved = _Py_atomic_load_int_relaxed(&lock->reserved);
+#  endif
+    if (reserved) {
+        __atomic_signal_fence(__ATOMIC_ACQUIRE);
+        return;
+    }
+    _Py_atomic_store_int_relaxed(&lock->inside, 0);
+#endif
+    _PyTraceLock_LockOwnSlowly(lock);
+}
+
+static inline void
+_PyTraceLock_UnlockOwn(_PyTraceLock *lock)
+{
+#ifdef _Py_TRACE_LOCK_RESERVES
+    if (_Py_atomic_load_int_relaxed(&lock->inside)) {
+        _Py_atomic_store_int_release(&lock->inside, 0);
+        return;
+    }
+#endif
+    PyMutex_Unlock(&lock->mutex);
+}
+
+// _LockOwn() or _LockShared(), whichever it has to be.
+extern void _PyTraceLock_Lock(_PyTraceLock *lock);
+extern void _PyTraceLock_Unlock(_PyTraceLock *lock);
+
+#ifdef HAVE_FORK
+// In the child: nobody holds it.  It was held by _LockShared(), or the books
+// are closed.
+extern void _PyTraceLock_AfterFork(_PyTraceLock *lock);
+#endif
+
+
 /* --- Counters ----------------------------------------------------------- */
 
 // The sum of all traced sizes and its peak, in bytes.  Guarded by the
@@ -85,26 +183,42 @@ typedef struct {
 
     // Accounts that are not closed.
     struct llist_node open;
+
+    // The account that may exceed the peak, or NULL.  No other is open then.
+    struct _tracemalloc_account *sole;
+
+    // The account that was here last, and how often it came without another.
+    struct _tracemalloc_account *last;
+    unsigned int run;
 } _PyTraceCounters;
 
 // Through which an interpreter changes the counters.
-typedef struct {
+typedef struct _tracemalloc_account {
     // Bytes that may be added without asking, or _PyTraceAccount_CLOSED.
-    // Atomic; becomes closed, or open again, under the runtime's mutex only.
+    // Guarded by `lock`, under which alone it may be changed, but not from or
+    // to closed: this takes the runtime's mutex, too.  Read without, relaxed,
+    // as a hint.
     Py_ssize_t credit;
+
+    // The least that the credit has been since the account was opened.
+    // Guarded by `lock`.
+    Py_ssize_t lowest;
 
     // What has been added and not taken, in bytes, with the credit of an open
     // account.  Guarded by the runtime's mutex, as is `open`.
     size_t share;
 
     struct llist_node open;
+
+    // Of the books that the account belongs to.
+    _PyTraceLock *lock;
 } _PyTraceAccount;
 
 #define _PyTraceAccount_CLOSED (-1)
 
 // To be called before anything else.
 extern void _PyTraceCounters_Init(_PyTraceCounters *counters);
-extern void _PyTraceAccount_Init(_PyTraceAccount *account);
+extern void _PyTraceAccount_Init(_PyTraceAccount *account, _PyTraceLock *lock);
 
 // Might _TryAdd() succeed?  A hint.
 static inline bool
@@ -114,47 +228,46 @@ _PyTraceAccount_MayAdd(const _PyTraceAccount *account, size_t size)
     return credit >= 0 && (size_t)credit >= size;
 }
 
-// Add to the sum, or take from it.  False if that can't be done without the
-// runtime's mutex; nothing has changed then.
+// Add to the sum, or take from it, with the books locked.  False if that can't
+// be done without the runtime's mutex; nothing has changed then.
 static inline bool
 _PyTraceAccount_TryAdd(_PyTraceAccount *account, size_t size)
 {
-    Py_ssize_t credit = _Py_atomic_load_ssize_relaxed(&account->credit);
-    while (credit >= 0 && (size_t)credit >= size) {
-        if (_Py_atomic_compare_exchange_ssize(&account->credit, &credit,
-                                              credit - (Py_ssize_t)size))
-        {
-            return true;
-        }
+    if (!_PyTraceAccount_MayAdd(account, size)) {
+        return false;
     }
-    return false;
+    Py_ssize_t credit = account->credit - (Py_ssize_t)size;
+    _Py_atomic_store_ssize_relaxed(&account->credit, credit);
+    if (credit < account->lowest) {
+        account->lowest = credit;
+    }
+    return true;
 }
 
 static inline bool
 _PyTraceAccount_TryRemove(_PyTraceAccount *account, size_t size)
 {
-    Py_ssize_t credit = _Py_atomic_load_ssize_relaxed(&account->credit);
-    while (credit >= 0) {
-        if (_Py_atomic_compare_exchange_ssize(&account->credit, &credit,
-                                              credit + (Py_ssize_t)size))
-        {
-            return true;
-        }
+    if (account->credit == _PyTraceAccount_CLOSED) {
+        return false;
     }
-    return false;
+    _Py_atomic_store_ssize_relaxed(&account->credit,
+                                   account->credit + (Py_ssize_t)size);
+    return true;
 }
 
-// The same with the runtime's mutex held, as for all below.  _Add() returns -1
-// if the sum would exceed PY_SSIZE_T_MAX; _Remove() cannot fail.
+// The same with the runtime's mutex held, too.  _Add() returns -1 if the sum
+// would exceed PY_SSIZE_T_MAX; _Remove() cannot fail.
 extern int _PyTraceCounters_Add(
     _PyTraceCounters *counters, _PyTraceAccount *account, size_t size);
 extern void _PyTraceCounters_Remove(
     _PyTraceCounters *counters, _PyTraceAccount *account, size_t size);
 
-// Close an account and take from the sum all that was added through it.
+// Close an account, whose books are locked, and take from the sum all that was
+// added through it.
 extern void _PyTraceCounters_Forget(
     _PyTraceCounters *counters, _PyTraceAccount *account);
 
+// With the runtime's mutex held and no books locked.
 extern size_t _PyTraceCounters_Sum(_PyTraceCounters *counters);
 extern void _PyTraceCounters_ResetPeak(_PyTraceCounters *counters);
 
@@ -242,7 +355,7 @@ struct _tracemalloc_allocators {
 
 // Makes _tracemalloc_runtime_state as large as it was in 3.13.0, where that
 // was measured: on 64-bit Linux.
-#define _Py_TRACEMALLOC_PADDING 19
+#define _Py_TRACEMALLOC_PADDING 16
 
 // Process-wide.  Guarded by `mutex` unless noted.
 struct _tracemalloc_runtime_state {
@@ -287,11 +400,11 @@ struct _tracemalloc_runtime_state {
     uintptr_t padding[_Py_TRACEMALLOC_PADDING];
 };
 
-// One interpreter's books.  Guarded by `mutex` unless noted.
+// One interpreter's books.  Guarded by `lock` unless noted.
 struct _tracemalloc_interp_state {
-    PyMutex mutex;
+    _PyTraceLock lock;
 
-    // Is this interpreter tracing?  Written under both mutexes while no other
+    // Is this interpreter tracing?  Written under both locks while no other
     // thread is attached to this interpreter: they wait for the GIL, or the
     // world is stopped, or there are none.  So an attached thread may read it
     // freely, any other under the runtime's mutex.
@@ -315,20 +428,27 @@ struct _tracemalloc_interp_state {
     // Written and read like `tracing`.
     bool shares_all;
 
-    // How often the mutex was taken.  Written under the mutex; read without
+    // How often the books were locked.  Written under the lock; read without
     // it, relaxed, to see whether anything has changed.
     uint64_t operations;
 
     // Changes whenever traceback ids lose their meaning.  Unique over all
-    // interpreters.  Written under both mutexes, read under one of them.
+    // interpreters.  Written under both locks, read under one of them.
     uint64_t epoch;
 
-    // Where the sizes in both tables are counted.  Has rules of its own.
+    // Where the sizes of all traces are counted.  Has rules of its own.
     _PyTraceAccount account;
 
     // Blocks that are freed by this interpreter, or by one that uses its
-    // object allocator: those of the "mem" and "object" domains.
+    // object allocator: those of the "mem" and "object" domains.  The first
+    // has most of what is in pools of pymalloc.
+    _PyTracePools pools;
     _PyTraceMap traces;
+
+    // Is there room in `traces` for a block of a pool that is reallocated, and
+    // may move anywhere?  There is whenever a trace is put into a pool, so that
+    // no memory is needed then.
+    bool spare;
 
     // Blocks that anybody may free: those of the "raw" domain, and what is
     // given to PyTraceMalloc_Track().  They are in the directory, too.  So are
@@ -370,11 +490,6 @@ extern int _PyTraceCapture_Traceback(
     _PyTraceCapture *capture, _PyTraceIntern *intern, PyThreadState *tstate,
     int max_nframe, _PyTraceback_Id *id);
 
-// The same if it is remembered of the frame that the thread is in; else
-// _PyTraceback_NONE.
-extern _PyTraceback_Id _PyTraceCapture_Known(
-    _PyTraceCapture *capture, PyThreadState *tstate);
-
 // Bytes of memory held.
 extern size_t _PyTraceCapture_Memory(const _PyTraceCapture *capture);
 
@@ -383,6 +498,7 @@ extern size_t _PyTraceCapture_Memory(const _PyTraceCapture *capture);
 
 // What _PyTraceBooks_Open() sets up and _Close() takes away.
 typedef struct {
+    _PyTracePools pools;
     _PyTraceMap traces;
     _PyTraceTable shared;
     _PyTraceIntern intern;
@@ -393,15 +509,15 @@ typedef struct {
 typedef struct {
     _PyTraceBooks *books;         // may be gone: to be compared only
     uint64_t epoch;               // of these books; 0: no books
-    bool shared;                  // which of their tables
+    bool shared;                  // in the table `shared` or in `traces`
     bool reserved;                // is there room in it?
     bool listed;                  // is there room in the directory?
 } _PyTraceRoom;
 
 // A trace taken out of the books; none if room.epoch is 0.
 typedef struct {
-    _PyTraceRoom room;
     _PyTrace trace;
+    _PyTraceRoom room;
 } _PyTraceTaken;
 
 // The calling thread, with the books of its interpreter, which may be closed;
@@ -460,7 +576,7 @@ _PyTraceCaller_End(_PyTraceCaller *caller)
 // `contents`, to be freed by _PyTraceContents_Free() outside the locks.  _Open
 // returns -1 if there is no memory.
 extern int _PyTraceBooks_Open(
-    _PyTraceRuntime *runtime, _PyTraceBooks *books, int max_nframe,
+    _PyTraceRuntime *runtime, PyInterpreterState *interp, int max_nframe,
     bool shares_all);
 extern void _PyTraceBooks_Close(
     _PyTraceRuntime *runtime, _PyTraceBooks *books,
@@ -489,16 +605,20 @@ extern int _PyTraceCaller_Record(
     _PyTraceCaller *caller, unsigned int domain, uintptr_t ptr, size_t size,
     bool shared);
 
-// What _Record() and _Take() come to for nearly all blocks, done with a third
-// of the instructions: an attached thread has got, or gives back, a block of
-// its own interpreter in domain 0, or reallocates it, and then has `room` for
-// it.  False if it is not as simple as that; nothing has changed then.
-extern bool _PyTraceCaller_RecordOwn(
-    const _PyTraceCaller *caller, uintptr_t ptr, size_t size,
+// What _Record(), _Take() and _Reattribute() come to for nearly all blocks,
+// done with a fourth of the instructions: a thread that is attached to the
+// interpreter, whose books are open, has got, or gives back, a block in
+// domain 0, or reallocates it, and then has `room` for it.  False if it is not
+// as simple as that; nothing has changed then.
+extern bool _PyTraceBooks_RecordOwn(
+    _PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr, size_t size,
     _PyTraceRoom *room);
-extern bool _PyTraceCaller_TakeOwn(
-    const _PyTraceCaller *caller, uintptr_t ptr, bool keep_room,
+extern bool _PyTraceBooks_TakeOwn(
+    _PyTraceBooks *books, uintptr_t ptr, bool keep_room,
     _PyTraceTaken *taken);
+
+extern bool _PyTraceBooks_ReattributeOwn(
+    _PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr);
 
 // Take out the trace of a block, whosever it is, to drop it; or, if
 // `keep_room`, to finish it by _Rerecord() or _Settle().

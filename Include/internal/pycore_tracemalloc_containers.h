@@ -14,6 +14,7 @@ extern "C" {
 #endif
 
 #include <stdbool.h>
+#include "pycore_obmalloc.h"      // POOL_SIZE
 
 
 /* --- Table: (domain, address) to (size, traceback id) ------------------- */
@@ -181,7 +182,7 @@ _PyTraceMap_NextSlot(size_t i, size_t capacity)
     return i + 1 < capacity ? i + 1 : 0;
 }
 
-// Can a trace be added without more ado?
+// Can a trace be added without changing the capacity or moving anything?
 static inline bool
 _PyTraceMap_HasRoom(const _PyTraceMap *map)
 {
@@ -207,6 +208,18 @@ _PyTraceMap_Unreserve(_PyTraceMap *map)
     map->reserved--;
 }
 
+// The slot of a block, but for the old ones; or the free one that it is to
+// have.  With a capacity.
+static inline _PyTraceBlock *
+_PyTraceMap_Probe(const _PyTraceMap *map, uintptr_t ptr)
+{
+    size_t i = _PyTraceMap_Home(ptr, map->capacity);
+    while (map->slots[i].ptr != ptr && map->slots[i].ptr != 0) {
+        i = _PyTraceMap_NextSlot(i, map->capacity);
+    }
+    return &map->slots[i];
+}
+
 // The trace of a block or NULL.  It may be changed (but for its address) and
 // is valid until the map is changed.
 static inline _PyTraceBlock *
@@ -215,36 +228,25 @@ _PyTraceMap_Find(const _PyTraceMap *map, uintptr_t ptr)
     if (map->used == 0 || ptr < _PyTraceBlock_MIN_PTR) {
         return NULL;
     }
-    size_t i = _PyTraceMap_Home(ptr, map->capacity);
-    while (map->slots[i].ptr != ptr) {
-        if (map->slots[i].ptr == 0) {
-            return map->old != NULL ? _PyTraceMap_FindOld(map, ptr) : NULL;
-        }
-        i = _PyTraceMap_NextSlot(i, map->capacity);
+    _PyTraceBlock *slot = _PyTraceMap_Probe(map, ptr);
+    if (slot->ptr == ptr) {
+        return slot;
     }
-    return &map->slots[i];
+    return map->old != NULL ? _PyTraceMap_FindOld(map, ptr) : NULL;
 }
 
+// Add a block that is not in the map to one that has room, at the slot which
+// _PyTraceMap_Probe() has found.
 static inline void
-_PyTraceMap_Insert(_PyTraceMap *map, _PyTraceBlock block)
-{
-    size_t i = _PyTraceMap_Home(block.ptr, map->capacity);
-    while (map->slots[i].ptr != 0) {
-        i = _PyTraceMap_NextSlot(i, map->capacity);
-    }
-    map->slots[i] = block;
-}
-
-// Add a block that is not in the map, which has room.
-static inline void
-_PyTraceMap_Add(_PyTraceMap *map, _PyTraceBlock block)
+_PyTraceMap_AddAt(_PyTraceMap *map, _PyTraceBlock *slot, _PyTraceBlock block)
 {
     assert(block.ptr >= _PyTraceBlock_MIN_PTR);
     assert(block.traceback != _PyTraceback_NONE);
     assert(_PyTraceMap_Find(map, block.ptr) == NULL);
+    assert(slot == _PyTraceMap_Probe(map, block.ptr));
     assert(map->used + map->reserved < map->limit);
     map->used++;
-    _PyTraceMap_Insert(map, block);
+    *slot = block;
 }
 
 // Use up one reservation for a block that is not in the map.
@@ -253,7 +255,7 @@ _PyTraceMap_Put(_PyTraceMap *map, _PyTraceBlock block)
 {
     assert(map->reserved > 0);
     map->reserved--;
-    _PyTraceMap_Add(map, block);
+    _PyTraceMap_AddAt(map, _PyTraceMap_Probe(map, block.ptr), block);
 }
 
 // Empty a slot that is not an old one.
@@ -307,6 +309,177 @@ PyAPI_FUNC(size_t) _PyTraceMap_Memory(const _PyTraceMap *map);
 // Walk the whole map: is every trace where it can be found?  For tests and
 // assertions.
 PyAPI_FUNC(bool) _PyTraceMap_IsValid(const _PyTraceMap *map);
+
+
+/* --- Pools: block of pymalloc to (size, traceback id) ------------------- */
+
+// For blocks in pools of pymalloc, which are nearly all where there are any: a
+// trace takes 8 bytes, found without probing, and those of neighbours, which
+// are mostly used together, are in the same cache line.
+
+// Of which block it is follows from where it stands.
+typedef struct {
+    _PyTraceback_Id traceback;    // _PyTraceback_NONE: a free slot
+    uint16_t size;
+    uint16_t offset;              // from the start of the block to its address
+} _PyTracePooled;
+
+typedef struct {
+    uintptr_t address;
+    uint32_t reciprocal;          // of the block size in units of ALIGNMENT
+    uint16_t block_size;          // in bytes
+    uint16_t used;                // number of traces
+    _PyTracePooled traces[];
+} _PyTracePool;
+
+// Invariant: 2 * npools <= capacity.
+typedef struct {
+    const PyMemAllocatorEx *allocator;
+    _PyTracePool **slots;         // hashed by address
+    size_t capacity;              // number of slots, a power of two or 0
+    size_t npools;
+    size_t nempty;                // pools without traces
+    size_t used;                  // number of traces
+    size_t memory;                // bytes held by the pools
+} _PyTracePools;
+
+// Where a trace is, or can be put.
+typedef struct {
+    _PyTracePool *pool;
+    _PyTracePooled *trace;        // NULL: nowhere
+} _PyTracePoolPlace;
+
+PyAPI_FUNC(void) _PyTracePools_Init(
+    _PyTracePools *pools, const PyMemAllocatorEx *allocator);
+
+// Free the memory and forget everything.
+PyAPI_FUNC(void) _PyTracePools_Clear(_PyTracePools *pools);
+
+// The slot of a pool, or the free one where it would be put.  With a capacity.
+static inline _PyTracePool **
+_PyTracePools_Probe(const _PyTracePools *pools, uintptr_t address)
+{
+    uint64_t hash = (address >> POOL_BITS) * UINT64_C(0x9E3779B97F4A7C15);
+    size_t i = (size_t)(hash >> 32);
+    for (;; i++) {
+        _PyTracePool **slot = &pools->slots[i & (pools->capacity - 1)];
+        if (*slot == NULL || (*slot)->address == address) {
+            return slot;
+        }
+    }
+}
+
+// Number of the block with this offset from the first one of its pool: a
+// division, done by multiplication.
+static inline size_t
+_PyTracePool_Index(const _PyTracePool *pool, size_t offset)
+{
+    return ((offset >> ALIGNMENT_SHIFT) * pool->reciprocal) >> 16;
+}
+
+// The place for the trace of a block of a pool, free or not.
+static inline _PyTracePooled *
+_PyTracePool_Slot(_PyTracePool *pool, uintptr_t ptr)
+{
+    size_t offset = ptr - pool->address - POOL_OVERHEAD;
+    return &pool->traces[_PyTracePool_Index(pool, offset)];
+}
+
+// The address of the block that a trace is of.
+static inline uintptr_t
+_PyTracePool_Address(const _PyTracePool *pool, const _PyTracePooled *trace)
+{
+    return pool->address + POOL_OVERHEAD
+           + (size_t)(trace - pool->traces) * pool->block_size
+           + trace->offset;
+}
+
+// The pool of a block, or NULL.
+static inline _PyTracePool *
+_PyTracePools_Pool(const _PyTracePools *pools, uintptr_t ptr)
+{
+    if (pools->npools == 0 || (ptr & POOL_SIZE_MASK) < POOL_OVERHEAD) {
+        return NULL;
+    }
+    return *_PyTracePools_Probe(pools, ptr & ~(uintptr_t)POOL_SIZE_MASK);
+}
+
+// Where the trace of a block is.  It may be changed and is valid until another
+// is added or removed.
+static inline _PyTracePoolPlace
+_PyTracePools_Find(const _PyTracePools *pools, uintptr_t ptr)
+{
+    _PyTracePoolPlace place = {_PyTracePools_Pool(pools, ptr), NULL};
+    if (place.pool != NULL) {
+        _PyTracePooled *trace = _PyTracePool_Slot(place.pool, ptr);
+        if (trace->traceback != _PyTraceback_NONE
+            && _PyTracePool_Address(place.pool, trace) == ptr)
+        {
+            place.trace = trace;
+        }
+    }
+    return place;
+}
+
+// What a block needs before it gets its place: make the pool known, with blocks
+// of this size in bytes.  It has no traces.  NULL if there is no memory.
+PyAPI_FUNC(_PyTracePool *) _PyTracePools_Prepare(
+    _PyTracePools *pools, uintptr_t ptr, size_t block_size);
+
+// Where to put the trace of a block of a pool; nowhere if another is there.
+static inline _PyTracePoolPlace
+_PyTracePool_FreePlace(_PyTracePool *pool, uintptr_t ptr)
+{
+    _PyTracePooled *slot = _PyTracePool_Slot(pool, ptr);
+    bool is_free = slot->traceback == _PyTraceback_NONE;
+    return (_PyTracePoolPlace){pool, is_free ? slot : NULL};
+}
+
+// Add the trace of a block, of at most UINT16_MAX bytes, there.
+static inline void
+_PyTracePools_AddAt(_PyTracePools *pools, _PyTracePoolPlace place,
+                    uintptr_t ptr, size_t size, _PyTraceback_Id traceback)
+{
+    assert(place.trace == _PyTracePool_Slot(place.pool, ptr));
+    assert(place.trace->traceback == _PyTraceback_NONE);
+    assert(traceback != _PyTraceback_NONE && size <= UINT16_MAX);
+    pools->nempty -= place.pool->used == 0;
+    pools->used++;
+    place.pool->used++;
+    *place.trace = (_PyTracePooled){traceback, (uint16_t)size, 0};
+    place.trace->offset = (uint16_t)(
+        ptr - _PyTracePool_Address(place.pool, place.trace));
+}
+
+// Pools without traces are kept, to be used again, until they are more than the
+// others and this.
+#define _PyTracePools_MAX_EMPTY 64
+
+PyAPI_FUNC(void) _PyTracePools_DropEmpty(_PyTracePools *pools);
+
+// Remove a trace that _PyTracePools_Find() has found.
+static inline void
+_PyTracePools_Remove(_PyTracePools *pools, _PyTracePoolPlace place)
+{
+    place.trace->traceback = _PyTraceback_NONE;
+    pools->used--;
+    if (--place.pool->used == 0
+        && ++pools->nempty > Py_MAX(pools->npools / 2,
+                                    _PyTracePools_MAX_EMPTY))
+    {
+        _PyTracePools_DropEmpty(pools);
+    }
+}
+
+// Write all traces, in no particular order, to an array of `used` elements.
+PyAPI_FUNC(void) _PyTracePools_Copy(const _PyTracePools *pools, _PyTrace *out);
+
+// Bytes of memory held.
+PyAPI_FUNC(size_t) _PyTracePools_Memory(const _PyTracePools *pools);
+
+// Walk all pools: is every trace where it can be found?  For tests and
+// assertions.
+PyAPI_FUNC(bool) _PyTracePools_IsValid(const _PyTracePools *pools);
 
 
 /* --- Interning: filenames and tracebacks to ids and back ---------------- */
@@ -405,6 +578,11 @@ PyAPI_FUNC(int) _PyTraceIntern_CopyTraceback(
 
 // Bytes of memory held.
 PyAPI_FUNC(size_t) _PyTraceIntern_Memory(const _PyTraceIntern *intern);
+
+// Walk everything: does each filename and traceback stand where it may, and is
+// it found through its index, once?  A copy has no indexes.  For tests and
+// assertions.
+PyAPI_FUNC(bool) _PyTraceIntern_IsValid(const _PyTraceIntern *intern);
 
 #ifdef __cplusplus
 }

@@ -1824,6 +1824,31 @@ class ForkTests(ForkBase):
             assert tracemalloc.get_traced_memory()[0] > 1 << 21
             """)
 
+    def test_peak_in_child(self):
+        # The largest sum remains what it was, with what others had then,
+        # though they are gone.  Who makes many new peaks, one after the
+        # other, and alone, need not tell at once.
+        self.run_fork("""
+            MB = 1 << 20
+            tracemalloc.start()
+            interp = _interpreters.create('isolated')
+            run(interp, 'import tracemalloc; tracemalloc.start()')
+            run(interp, 'obj = bytearray(4 << 20)')
+            tracemalloc.reset_peak()
+            many = [bytearray(600) for _ in range(2000)]
+            del many
+            obj = bytearray(40 * MB)
+            del obj
+            def child():
+                size, peak = tracemalloc.get_traced_memory()
+                assert size < 4 * MB, size
+                assert peak > 44 * MB, peak
+            in_child(child)
+            size, peak = tracemalloc.get_traced_memory()
+            assert size > 4 * MB, size
+            assert 44 * MB < peak < 48 * MB, peak
+            """)
+
     @unittest.skipIf(support.HAVE_ASAN_FORK_BUG, ASAN_FORK_BUG)
     def test_child_exits(self):
         # The child finalizes Python, its parent's other threads are gone.

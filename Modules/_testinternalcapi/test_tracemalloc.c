@@ -1591,6 +1591,121 @@ tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
 }
 
 
+/* --- The lock of the books ---------------------------------------------- */
+
+#define NFOREIGNERS 2
+
+/* A number that is only changed with the lock held. */
+typedef struct {
+    _PyTraceLock lock;
+    volatile size_t number;
+    int stop;                     /* atomic */
+    size_t passes[NFOREIGNERS];
+    PyThread_type_lock done[NFOREIGNERS];
+} lock_test;
+
+typedef struct {
+    lock_test *test;
+    int index;
+} lock_thread;
+
+static void
+pause_for_a_while(size_t n)
+{
+    for (volatile size_t i = 0; i < n; i++) {
+    }
+}
+
+/* Takes a while, for two threads that are inside at once to be noticed. */
+static void
+lock_change_number(lock_test *test)
+{
+    size_t number = test->number;
+    pause_for_a_while(500);
+    test->number = number + 1;
+}
+
+/* Without a thread state.  It comes seldom enough for the lock to be reserved
+   again for the other side. */
+static void
+lock_foreigner(void *arg)
+{
+    lock_thread *self = arg;
+    lock_test *test = self->test;
+    while (!_Py_atomic_load_int(&test->stop)) {
+        _PyTraceLock_LockShared(&test->lock);
+        lock_change_number(test);
+        _PyTraceLock_UnlockShared(&test->lock);
+        pause_for_a_while(500000 + ++test->passes[self->index] % 70000);
+    }
+    PyThread_release_lock(test->done[self->index]);
+}
+
+static int
+lock_start_foreigner(lock_thread *self)
+{
+    PyThread_type_lock done = PyThread_allocate_lock();
+    if (done == NULL) {
+        return -1;
+    }
+    PyThread_acquire_lock(done, WAIT_LOCK);
+    self->test->done[self->index] = done;
+    if (PyThread_start_new_thread(lock_foreigner, self)
+        == PYTHREAD_INVALID_THREAD_ID)
+    {
+        PyThread_free_lock(done);
+        self->test->done[self->index] = NULL;
+        return -1;
+    }
+    return 0;
+}
+
+/* No change of the number is lost, whoever makes it. */
+static PyObject *
+test_tracelock(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    static lock_test test;
+    lock_thread threads[NFOREIGNERS];
+    memset(&test, 0, sizeof(test));
+    _PyTraceLock_LockShared(&test.lock);
+    _PyTraceLock_Open(&test.lock, PyInterpreterState_Get());
+    _PyTraceLock_UnlockShared(&test.lock);
+
+    bool failed = false;
+    for (int i = 0; i < NFOREIGNERS && !failed; i++) {
+        threads[i] = (lock_thread){&test, i};
+        failed = lock_start_foreigner(&threads[i]) < 0;
+    }
+    const size_t n = 100000;
+    for (size_t i = 0; i < n && !failed; i++) {
+        _PyTraceLock_LockOwn(&test.lock);
+        lock_change_number(&test);
+        _PyTraceLock_UnlockOwn(&test.lock);
+    }
+    _Py_atomic_store_int(&test.stop, 1);
+    size_t expected = n;
+    Py_BEGIN_ALLOW_THREADS
+    for (int i = 0; i < NFOREIGNERS; i++) {
+        if (test.done[i] != NULL) {
+            PyThread_acquire_lock(test.done[i], WAIT_LOCK);
+            PyThread_free_lock(test.done[i]);
+            expected += test.passes[i];
+        }
+    }
+    Py_END_ALLOW_THREADS
+    if (failed) {
+        PyErr_SetString(PyExc_RuntimeError, "can't start a thread");
+        return NULL;
+    }
+    if (test.number != expected) {
+        PyErr_Format(PyExc_AssertionError, "%zu changes of %zu were lost",
+                     expected - test.number, expected);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+
 /* --- The functions ------------------------------------------------------ */
 
 static PyMethodDef test_methods[] = {
@@ -1648,6 +1763,7 @@ static PyMethodDef test_methods[] = {
      track_at_exit_doc},
     {"tracemalloc_use_credit", tracemalloc_use_credit, METH_NOARGS,
      use_credit_doc},
+    {"test_tracelock", test_tracelock, METH_NOARGS},
     {NULL},
 };
 

@@ -166,6 +166,7 @@ typedef struct {
     _PyTraceTable table;
     _PyTraceTable ruler;          // see home_slot()
     _PyTraceMap map;
+    _PyTracePools pools;
     _PyTraceIntern intern;
     _PyTraceIntern copy;
     void *scratch;                // freed with PyMem_RawFree() at the end
@@ -194,6 +195,7 @@ reported_memory(const test_state *t)
     return _PyTraceTable_Memory(&t->table)
            + _PyTraceTable_Memory(&t->ruler)
            + _PyTraceMap_Memory(&t->map)
+           + _PyTracePools_Memory(&t->pools)
            + _PyTraceIntern_Memory(&t->intern)
            + _PyTraceIntern_Memory(&t->copy);
 }
@@ -214,6 +216,7 @@ clear_containers(test_state *t)
     _PyTraceTable_Clear(&t->table);
     _PyTraceTable_Clear(&t->ruler);
     _PyTraceMap_Clear(&t->map);
+    _PyTracePools_Clear(&t->pools);
     _PyTraceIntern_Clear(&t->intern);
     _PyTraceIntern_Clear(&t->copy);
 }
@@ -235,6 +238,7 @@ run(int (*test)(test_state *))
     _PyTraceTable_Init(&t.table, &t.allocator);
     _PyTraceTable_Init(&t.ruler, &t.allocator);
     _PyTraceMap_Init(&t.map, &t.allocator);
+    _PyTracePools_Init(&t.pools, &t.allocator);
     _PyTraceIntern_Init(&t.intern, &t.allocator);
     _PyTraceIntern_Init(&t.copy, &t.allocator);
 
@@ -2312,6 +2316,341 @@ intern_frames_of(test_state *t)
 }
 
 
+/* --- Pools -------------------------------------------------------------- */
+
+#define NPOOLS 300
+#define POOL_BLOCKS 8             // of each pool, that are used
+
+// Pools as pymalloc has them, each with blocks of one size while it has any.
+typedef struct {
+    uint16_t block_size[NPOOLS];
+    // Of the trace of a block, or 0.
+    uint16_t sizes[NPOOLS][POOL_BLOCKS];
+} pools_model;
+
+// Address of a block.  Its pools are not neighbours; the first and the last
+// blocks are among them; and the allocator may have put something before it.
+static uintptr_t
+pool_key(const pools_model *model, size_t pool, size_t i)
+{
+    size_t size = model->block_size[pool];
+    size_t nblocks = (POOL_SIZE - POOL_OVERHEAD) / size;
+    size_t block = i < POOL_BLOCKS / 2 ? i : nblocks - POOL_BLOCKS + i;
+    return 0x10000000 + pool * pool % 7 * 0x1000000 + pool * POOL_SIZE
+           + POOL_OVERHEAD + block * size
+           + (size >= 4 * ALIGNMENT ? i % 2 * ALIGNMENT : 0);
+}
+
+static int
+pool_add(test_state *t, const pools_model *model, size_t n, size_t i,
+         bool *added)
+{
+    uintptr_t ptr = pool_key(model, n, i);
+    _PyTracePool *pool = _PyTracePools_Pool(&t->pools, ptr);
+    if (pool == NULL || pool->used == 0) {
+        pool = _PyTracePools_Prepare(&t->pools, ptr, model->block_size[n]);
+    }
+    *added = pool != NULL;
+    if (pool != NULL) {
+        _PyTracePoolPlace place = _PyTracePool_FreePlace(pool, ptr);
+        CHECK(place.trace != NULL, "no place for block %zu of pool %zu", i, n);
+        _PyTracePools_AddAt(&t->pools, place, ptr, model->sizes[n][i],
+                            (_PyTraceback_Id)(1 + n * POOL_BLOCKS + i));
+    }
+    return 0;
+}
+
+static int
+check_pools(const test_state *t, const pools_model *model)
+{
+    static _PyTrace out[NPOOLS * POOL_BLOCKS];
+    static bool seen[NPOOLS * POOL_BLOCKS];
+    size_t used = 0;
+    for (size_t n = 0; n < NPOOLS; n++) {
+        for (size_t i = 0; i < POOL_BLOCKS; i++) {
+            uintptr_t ptr = pool_key(model, n, i);
+            const _PyTracePooled *trace =
+                _PyTracePools_Find(&t->pools, ptr).trace;
+            size_t size = trace == NULL ? 0 : trace->size;
+            CHECK(size == model->sizes[n][i], "block %zu of pool %zu has "
+                  "size %zu", i, n, size);
+            // Only the address itself is one.
+            CHECK(_PyTracePools_Find(&t->pools, ptr + 1).trace == NULL,
+                  "found one byte behind");
+            used += size != 0;
+        }
+    }
+    CHECK(t->pools.used == used, "%zu traces, not %zu", t->pools.used, used);
+    CHECK(_PyTracePools_IsValid(&t->pools), "the pools are not valid");
+    _PyTracePools_Copy(&t->pools, out);
+    memset(seen, 0, sizeof(seen));
+    for (size_t k = 0; k < used; k++) {
+        size_t key = out[k].traceback - 1;
+        size_t n = key / POOL_BLOCKS, i = key % POOL_BLOCKS;
+        CHECK(!seen[key], "a trace was copied twice");
+        seen[key] = true;
+        CHECK(out[k].ptr == pool_key(model, n, i) && out[k].domain == 0
+              && out[k].size == model->sizes[n][i], "a copied trace is wrong");
+    }
+    return check_memory(t);
+}
+
+// Compared with an array, while pools come and go and change their block size.
+static int
+pools_random(test_state *t)
+{
+    pools_model *model = get_scratch(t, 1, sizeof(*model));
+    if (model == NULL) {
+        return -1;
+    }
+    for (size_t n = 0; n < NPOOLS; n++) {
+        model->block_size[n] = ALIGNMENT;
+    }
+    for (size_t step = 0; step < 200000; step++) {
+        bool growing = step / 20000 % 2 == 0;
+        size_t n = random_below(t, NPOOLS), i = random_below(t, POOL_BLOCKS);
+        size_t left = 0;
+        for (size_t j = 0; j < POOL_BLOCKS; j++) {
+            left += model->sizes[n][j] != 0;
+        }
+        if (left == 0 && random_below(t, 4) == 0) {
+            model->block_size[n] = (uint16_t)(
+                (1 + random_below(t, NB_SMALL_SIZE_CLASSES)) * ALIGNMENT);
+        }
+        uint16_t *size = &model->sizes[n][i];
+        if (*size == 0 && (growing || random_below(t, 8) == 0)) {
+            bool added;
+            *size = (uint16_t)(1 + random_below(t, UINT16_MAX));
+            if (pool_add(t, model, n, i, &added) < 0) {
+                return -1;
+            }
+            CHECK(added, "block %zu of pool %zu was not added", i, n);
+        }
+        else if (*size != 0 && (!growing || random_below(t, 8) == 0)) {
+            _PyTracePools_Remove(
+                &t->pools,
+                _PyTracePools_Find(&t->pools, pool_key(model, n, i)));
+            *size = 0;
+        }
+        if (step % 2000 == 0 && check_pools(t, model) < 0) {
+            return -1;
+        }
+    }
+    return check_pools(t, model);
+}
+
+// Every size of blocks: no two have the same place, and none is outside.
+static int
+pools_blocks(test_state *t)
+{
+    for (size_t size = ALIGNMENT; size <= SMALL_REQUEST_THRESHOLD;
+         size += ALIGNMENT)
+    {
+        uintptr_t address = size * 0x100000, ptr = address + POOL_OVERHEAD;
+        _PyTracePool *pool = _PyTracePools_Prepare(&t->pools, ptr, size);
+        CHECK(pool != NULL, "no pool of blocks of %zu bytes", size);
+        for (size_t n = 0; ptr + size <= address + POOL_SIZE;
+             n++, ptr += size)
+        {
+            _PyTracePoolPlace place = _PyTracePool_FreePlace(
+                pool, ptr + n % size);
+            CHECK(place.trace == &pool->traces[n], "block %zu of %zu bytes "
+                  "has another place", n, size);
+            _PyTracePools_AddAt(&t->pools, place, ptr + n % size, n, 2);
+        }
+        for (uintptr_t p = address; p < address + POOL_OVERHEAD; p++) {
+            CHECK(_PyTracePools_Find(&t->pools, p).trace == NULL,
+                  "found in the header");
+        }
+    }
+    CHECK(_PyTracePools_IsValid(&t->pools), "the pools are not valid");
+    return check_memory(t);
+}
+
+// Without memory nothing is added, and nothing that was there is lost.
+static int
+pools_failures(test_state *t)
+{
+    pools_model *model = get_scratch(t, 1, sizeof(*model));
+    if (model == NULL) {
+        return -1;
+    }
+    size_t failed = 0;
+    for (size_t n = 0; n < NPOOLS; n++) {
+        model->block_size[n] = 48;
+        for (size_t fail_at = 0; ; fail_at++) {
+            bool added;
+            model->sizes[n][0] = 40;
+            heap_fail_at(&t->heap, fail_at, true);
+            if (pool_add(t, model, n, 0, &added) < 0) {
+                return -1;
+            }
+            heap_fail_at(&t->heap, NEVER, false);
+            if (added) {
+                break;
+            }
+            failed++;
+            model->sizes[n][0] = 0;
+            if (n % 16 == 0 && check_pools(t, model) < 0) {
+                return -1;
+            }
+        }
+    }
+    CHECK(failed > NPOOLS, "memory was needed only %zu times", failed);
+    heap_fail_at(&t->heap, 0, true);
+    for (size_t n = 0; n < NPOOLS; n++) {
+        _PyTracePools_Remove(
+            &t->pools, _PyTracePools_Find(&t->pools, pool_key(model, n, 0)));
+        model->sizes[n][0] = 0;
+    }
+    heap_fail_at(&t->heap, NEVER, false);
+    CHECK(t->pools.npools == NPOOLS, "dropped without memory");
+    return check_pools(t, model);
+}
+
+// Memory is given back when most pools have no traces any more.
+static int
+pools_memory(test_state *t)
+{
+    pools_model *model = get_scratch(t, 1, sizeof(*model));
+    if (model == NULL) {
+        return -1;
+    }
+    for (size_t n = 0; n < NPOOLS; n++) {
+        bool added;
+        model->block_size[n] = 32;
+        model->sizes[n][0] = 1;
+        if (pool_add(t, model, n, 0, &added) < 0) {
+            return -1;
+        }
+    }
+    size_t peak = _PyTracePools_Memory(&t->pools);
+    for (size_t n = 10; n < NPOOLS; n++) {
+        _PyTracePools_Remove(
+            &t->pools, _PyTracePools_Find(&t->pools, pool_key(model, n, 0)));
+        model->sizes[n][0] = 0;
+    }
+    CHECK(_PyTracePools_Memory(&t->pools) < peak / 3, "%zu bytes of %zu",
+          _PyTracePools_Memory(&t->pools), peak);
+    return check_pools(t, model);
+}
+
+// _PyTracePools_IsValid() notices what is wrong.
+static int
+pools_is_valid(test_state *t)
+{
+    pools_model *model = get_scratch(t, 1, sizeof(*model));
+    if (model == NULL) {
+        return -1;
+    }
+    for (size_t n = 0; n < 20; n++) {
+        bool added;
+        model->block_size[n] = 32;
+        model->sizes[n][0] = 1;
+        if (pool_add(t, model, n, 0, &added) < 0) {
+            return -1;
+        }
+    }
+    _PyTracePool *pool = _PyTracePools_Pool(&t->pools, pool_key(model, 3, 0));
+    CHECK(_PyTracePools_IsValid(&t->pools), "not valid");
+    pool->used++;
+    CHECK(!_PyTracePools_IsValid(&t->pools), "a wrong count is valid");
+    pool->used--;
+    pool->traces[0].offset = 32;
+    CHECK(!_PyTracePools_IsValid(&t->pools), "a wrong offset is valid");
+    pool->traces[0].offset = 0;
+    pool->address += 0x40000000;
+    CHECK(!_PyTracePools_IsValid(&t->pools), "a wrong address is valid");
+    pool->address -= 0x40000000;
+    t->pools.nempty++;
+    CHECK(!_PyTracePools_IsValid(&t->pools), "a wrong count is valid");
+    t->pools.nempty--;
+    CHECK(_PyTracePools_IsValid(&t->pools), "not valid");
+    return 0;
+}
+
+// Change something that is a number, and put it back.
+#define CHECK_DAMAGE(PLACE, VALUE) \
+    do { \
+        uint64_t good = (PLACE); \
+        (PLACE) = (VALUE); \
+        CHECK(!_PyTraceIntern_IsValid(&t->intern), \
+              #PLACE " = " #VALUE " is valid"); \
+        (PLACE) = good; \
+        CHECK(_PyTraceIntern_IsValid(&t->intern), "not valid"); \
+    } while (0)
+
+// The first slot that is taken, or free.
+static size_t
+find_slot(const _PyTraceIndex *index, bool taken)
+{
+    size_t i = 0;
+    while ((index->slots[i] != 0) != taken) {
+        i++;
+    }
+    return i;
+}
+
+static int
+index_is_valid(test_state *t, _PyTraceIndex *index)
+{
+    size_t taken = find_slot(index, true), hole = find_slot(index, false);
+    uint32_t id = index->slots[taken];
+    CHECK_DAMAGE(index->used, index->used - 1);
+    CHECK_DAMAGE(index->mask, index->mask - 1);
+    CHECK_DAMAGE(index->slots[taken], 0);
+    CHECK_DAMAGE(index->slots[taken], id == 2 ? 3 : 2);
+    CHECK_DAMAGE(index->slots[taken], UINT32_MAX);
+    CHECK_DAMAGE(index->slots[hole], id);
+    return 0;
+}
+
+// _PyTraceIntern_IsValid() notices what is wrong.
+static int
+intern_is_valid(test_state *t)
+{
+    _PyTraceIntern *intern = &t->intern;
+    CHECK(_PyTraceIntern_IsValid(intern), "not valid");
+    for (uint32_t i = 0; i < 40; i++) {
+        const uint16_t text[] = {(uint16_t)(500 + i), 7, 8};
+        const _PyTraceFilename name = {.hash = 5, .length = 3, .kind = 2};
+        _PyTraceFrame frames[] = {{0, i}, {0, 1}};
+        _PyTraceback_Id id;
+        CHECK(_PyTraceIntern_Filename(intern, &name, text,
+                                      &frames[0].filename) == 0
+              && put_traceback(intern, frames, 2, 2, &id) == 0, "no memory");
+    }
+    CHECK(_PyTraceIntern_Copy(intern, &t->copy) == 0, "no memory");
+    CHECK(_PyTraceIntern_IsValid(&t->copy), "a copy is not valid");
+
+    _PyTraceFilename *name = (_PyTraceFilename *)intern->filenames.items + 3;
+    CHECK_DAMAGE(name->hash, 100);
+    CHECK_DAMAGE(name->kind, 3);
+    CHECK_DAMAGE(name->offset, name->offset + 1);
+    CHECK_DAMAGE(name->offset, name[-1].offset);
+    CHECK_DAMAGE(name->length, 5);
+    CHECK_DAMAGE(name->length, SIZE_MAX);
+    uint16_t *text = intern->text.items;
+    CHECK_DAMAGE(text[name->offset / 2], text[name[-1].offset / 2]);
+    CHECK_DAMAGE(intern->text.length, intern->text.length + 1);
+    _PyTraceback *traceback = (_PyTraceback *)intern->tracebacks.items + 3;
+    CHECK_DAMAGE(traceback->hash, traceback->hash + 1);
+    CHECK_DAMAGE(traceback->first, 0);
+    CHECK_DAMAGE(traceback->nframe, 0);
+    CHECK_DAMAGE(traceback->nframe, UINT16_MAX);
+    CHECK_DAMAGE(traceback->total_nframe, 1);
+    _PyTraceFrame *frames = intern->frames.items;
+    CHECK_DAMAGE(frames[6].filename, 41);
+    CHECK_DAMAGE(frames[6].lineno, 77);
+    CHECK_DAMAGE(intern->frames.length, intern->frames.length - 1);
+    CHECK_DAMAGE(intern->frames.length, intern->frames.capacity + 1);
+    if (index_is_valid(t, &intern->filename_index) < 0) {
+        return -1;
+    }
+    return index_is_valid(t, &intern->traceback_index);
+}
+
+
 /* --- Module ------------------------------------------------------------- */
 
 #define TEST(NAME) \
@@ -2341,6 +2680,11 @@ TEST(map_shrinks)
 TEST(map_addresses)
 TEST(map_is_valid)
 TEST(map_distribution)
+TEST(pools_random)
+TEST(pools_blocks)
+TEST(pools_failures)
+TEST(pools_memory)
+TEST(pools_is_valid)
 TEST(intern_filenames)
 TEST(intern_filename_parts)
 TEST(intern_text_sizes)
@@ -2356,6 +2700,7 @@ TEST(intern_distribution)
 TEST(intern_failures)
 TEST(intern_copy)
 TEST(intern_copy_traceback)
+TEST(intern_is_valid)
 TEST(containers_clear)
 
 static PyMethodDef test_methods[] = {
@@ -2377,6 +2722,11 @@ static PyMethodDef test_methods[] = {
     METHOD(map_addresses),
     METHOD(map_is_valid),
     METHOD(map_distribution),
+    METHOD(pools_random),
+    METHOD(pools_blocks),
+    METHOD(pools_failures),
+    METHOD(pools_memory),
+    METHOD(pools_is_valid),
     METHOD(intern_filenames),
     METHOD(intern_filename_parts),
     METHOD(intern_text_sizes),
@@ -2392,6 +2742,7 @@ static PyMethodDef test_methods[] = {
     METHOD(intern_failures),
     METHOD(intern_copy),
     METHOD(intern_copy_traceback),
+    METHOD(intern_is_valid),
     METHOD(containers_clear),
     {NULL, NULL} /* sentinel */
 };

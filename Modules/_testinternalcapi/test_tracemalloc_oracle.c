@@ -95,6 +95,7 @@ typedef struct {
     int version;                  // atomic; odd while the next two change
     int tracing;                  // atomic
     int limit;                    // atomic
+    bool deep;                    // has an actor of that many frames
     size_t baseline;              // size of its traces in the baseline
 } interp_t;
 
@@ -744,6 +745,9 @@ step_change(actor_t *a)
     static const int limits[] = {1, 1, 2, 3, 7, 25, 200, MAX_TOTAL_NFRAME};
     int limit = limits[rnd(a, Py_ARRAY_LENGTH(limits))];
     size_t what = rnd(a, 8);
+    if (a->home->deep) {
+        limit = Py_MIN(limit, 200);
+    }
     PyMutex_Lock(&a->home->changing);
     if (what < 2) {
         change(a, STOP, 0);
@@ -1331,7 +1335,9 @@ rnd_depth(actor_t *a)
 {
     size_t what = rnd(a, 400);
     if (what == 0 && !is_tracing(a->home)) {
-        // Not while tracing: going down would take quadratic time.
+        // Not while tracing: going down would take quadratic time, and as
+        // much memory if all frames are kept.
+        a->home->deep = true;
         return MAX_TOTAL_NFRAME + 5;
     }
     return what < 4 ? 1000 : what < 40 ? 100 : what < 70 ? -1
@@ -1376,6 +1382,9 @@ run_round(uint64_t seed, int nsteps)
 {
     actor_t director = {.rng = mix(seed)};
     sweep_frames();
+    FOR_ACTORS(a) {
+        a->home->deep = false;
+    }
     FOR_ACTORS(a) {
         a->rng = mix(mix(seed) + (uint64_t)a->index + 1);
         a->depth = rnd_depth(a);

@@ -2,100 +2,84 @@
 
    get_traced_memory() returns a pair that belongs to the whole process: the
    sum of the sizes of all traces of all interpreters, and the largest that
-   this sum has been.  Both have to be exact, and still an allocation that
-   makes no new peak should not need the global mutex.  So every interpreter
-   has an account with a credit: as many bytes as it may add on its own
-   (P. O'Neil, "The Escrow Transactional Method", 1986).  The sum and all
-   credits together are never more than the peak; therefore what is added from
-   a credit can never make a new peak.
+   this sum has been.  Both have to be exact, and still most allocations should
+   not need the mutex of the runtime.  So every interpreter has an account with
+   a credit: as many bytes as it may add on its own (P. O'Neil, "The Escrow
+   Transactional Method", 1986).  The sum and all credits together are never
+   more than the peak; therefore what is added from a credit can never make a
+   new peak.  The exception is an account that is the only one open, the sole
+   one.  It may have any credit: the largest sum was where that was the least.
 
    What is modelled
    ----------------
-   Guarded by the global mutex:
+   Python/tracemalloc_counters.c, and how Python/tracemalloc_books.c uses it.
+   Guarded by the mutex of the runtime:
 
      committed    the sum of all traces, and of the credits of open accounts
-     peak         the largest sum so far
+     peak         the largest sum so far, but for what the sole account added
+     sole         the account that may exceed the peak, or NOBODY
      open[i]      account i is in the list of the open accounts
-     tracing[i]   interpreter i traces (changed under its books' mutex, too)
+     share[i]     the part of committed that is account i's
+     tracing[i]   interpreter i traces
 
-   For each interpreter, also changed without the global mutex:
+   Guarded by books[i], the lock of the books of interpreter i:
 
-     credit[i]    the atomic word of the account: a credit, or CLOSED.  While
-                  it is CLOSED, only the owner of the global mutex changes it.
-     traced[i]    the size of the traces of the interpreter, an atomic word
-     books[i]     the mutex of its books.  Lock order: global mutex, books.
+     credit[i]    or CLOSED; from and to this with the mutex held, too
+     lowest[i]    the least credit since the account was opened
 
-   With SHARES=1 there is no traced[i], and one atomic instruction less for
-   each block.  Instead the global mutex also guards
+   Lock order: mutex, books; and other books with the mutex only.
 
-     share[i]     the part of committed that is account i's: the traces of the
-                  interpreter, and its credit while the account is open.  What
-                  needs no mutex moves bytes from one to the other, so it does
-                  not change.  A closed account's share is its traces.
+   Each interpreter has a thread that holds its GIL: it adds, removes, frees
+   what another interpreter has traced, reads the counters, resets the peak,
+   clears, stops, ends the interpreter, makes a new one in its place, starts
+   again, and forks.  As many interpreters as SECOND says also have a thread
+   that adds and removes at the same time: detached, with the mutex; or
+   attached, as in a free-threaded build, where the world is stopped to start
+   and to stop.  All threads run forever.  Only the memory of the process is
+   bounded, and with it all numbers: so what is found to hold, holds for any
+   number of operations in any order.
 
-   Each interpreter has a thread that holds its GIL.  It counts without the
-   books' mutex (LOCKED=1: with it), frees what another interpreter has
-   traced, reads the counters, resets the peak, clears, stops, ends the
-   interpreter, makes a new one in its place, starts again, and forks.  As
-   many interpreters as DETACHED says also have a thread that counts raw
-   memory without the GIL, under the books' mutex.  All threads run forever.
-   Only the memory of the process is bounded, and with it all numbers: so what
-   is found to hold, holds for any number of operations in any order.
-
-   A step of the model (one statement, d_step or atomic) is one atomic
-   instruction on a word that is shared without a mutex, or the locking or
-   unlocking of a mutex.  What only the owner of the global mutex can see
-   (asserted wherever it is used) is joined to such a step; FINE=1 makes steps
-   of its own of that.
+   A step of the model (one statement, d_step or atomic) is to lock or to unlock
+   something, to read what is guarded by the books, or to write it.  What is
+   guarded by the mutex alone is joined to such a step.
 
    What is claimed
    ---------------
    true_sum and true_peak are what the counters have to be.  They change where
-   an operation takes effect:
-
-     add from the credit       the successful compare-exchange of the credit
-     add below the peak        the addition to committed
-     add that makes a peak     the assignment to peak (all are closed then)
-     remove, account open      the successful compare-exchange of the credit
-     remove, account closed    the store that opens the account
-     clear, stop, end          the subtraction from committed
-     reset of the peak         the assignment to peak (all are closed then)
-     read                      reading the pair (all are closed then)
-
-   In every state:
+   the credit is written, or committed for a closed account, or the peak to
+   reset it.  In every state:
 
      committed == true_sum + the credits of all open accounts
-     true_sum <= peak and committed <= peak
-     peak == true_peak
+     without a sole account: committed <= peak and peak == true_peak
+     with one, unless its books are locked:
+         max(peak, committed - lowest) == true_peak
 
-   (with FINE=1 the first only while nobody has the global mutex).  Also:
+   Also:
 
      the pair that is read is (true_sum, true_peak);
      the pair is (0, 0) when nothing traces;
-     traced[i] (or the share) is the size of the traces in the table, where
-     it is used;
-     the open accounts are those in the list when nobody has the mutex;
-     nobody but the owner of the global mutex changes a closed account;
+     the share of a closed account is the size of the traces in the books;
+     open accounts are those in the list, and no other than the sole one;
+     a closed account is opened with the mutex held;
      nobody touches the account of an interpreter whose memory is gone: the
      mutex is held while it stops, not while its memory is freed;
-     who takes the global mutex did not find enough credit;
-     a child gets the right sum;
+     a child gets the right pair;
      there is no deadlock, and (check_model.sh: "progress") no endless retry.
 
    What is left out
    ----------------
-   Weak memory: a step takes effect for all threads at once.  The C code has
-   sequentially consistent read-modify-write operations on credit[].
-   The table of the traces: owned[i] says how much is in it.
+   How books are locked: that is in lock.pml.  Here it is a mutex.
+   The books: owned[i] says how much is in them.
    Failures to store a trace: they come before it is counted, never after.
    realloc(): counts the difference of the sizes, as one add or one remove.
    Blocks that clear or stop has forgotten: here they are free at once.
-   The amount of credit: here any that is possible, half of it in the C code.
+   The amount of credit: here any that is possible.
+   When an account becomes the sole one: here whenever no other is open.
+   The look at the credit without a lock, to take the mutex at once: here who
+   adds may do so anyway.
 
    How to run it
    -------------
-   Python/tracemalloc_counters.c is SHARES=1 LOCKED=1; the other variants claim
-   more than it needs.
    ./check_model.sh runs everything: the correct model in several shapes, and
    each BUG below, which has to be found.  To see how something goes wrong:
 
@@ -106,55 +90,47 @@
 */
 
 #ifndef INTERPRETERS
-#define INTERPRETERS    3       /* 1 to 3 */
+#define INTERPRETERS    3       /* 2 or 3 */
 #endif
 #ifndef MEMORY
 #define MEMORY          2       /* units of memory; a block has 1 or 2 */
 #endif
-#ifndef DETACHED
-#define DETACHED        0       /* how many have a thread without the GIL */
-#endif
-#ifndef LOCKED
-#define LOCKED          0       /* 1: the GIL alone does not guard books */
+#ifndef SECOND
+#define SECOND          0       /* how many have a second thread */
 #endif
 #ifndef ENDING
 #define ENDING          1       /* 0: no interpreter ends */
-#endif
-#ifndef FORKING
-#define FORKING         1       /* 0: the process does not fork */
-#endif
-#ifndef SHARES
-#define SHARES          0       /* 1: share[] instead of traced[] */
-#endif
-#ifndef FRUGAL
-#define FRUGAL          0       /* 1: close no more accounts than needed */
-#endif
-#ifndef FINE
-#define FINE            0       /* 1: smaller steps */
 #endif
 #ifndef BUG
 #define BUG             0
 #endif
 
 #define PEAK_WITHOUT_CLOSING    (BUG == 1)
-#define CLOSE_BY_LOAD_AND_STORE (BUG == 2)
+#define CLOSE_WITHOUT_BOOKS     (BUG == 2)
 #define RESET_WITHOUT_CLOSING   (BUG == 3)
 #define GRANT_TOO_MUCH          (BUG == 4)
 #define CLEAR_WITHOUT_CLOSING   (BUG == 5)
 #define READ_WITHOUT_CLOSING    (BUG == 6)
-#define FOREIGN_WITHOUT_MUTEX   (BUG == 7)      /* with LOCKED=1 */
+#define FOREIGN_WITHOUT_MUTEX   (BUG == 7)
 #define REMOVE_WITHOUT_LOOKING  (BUG == 8)
-#define TRACED_NOT_ATOMIC       (BUG == 9)      /* with DETACHED=1 */
-#define STOP_WITHOUT_CLOSING    (BUG == 10)
-#define TRACING_NOT_ASKED_AGAIN (BUG == 11)     /* with DETACHED=1 */
-#define ADD_BY_LOAD_AND_STORE   (BUG == 12)
-#define BOOKS_BEFORE_MUTEX      (BUG == 13)     /* with LOCKED=1 */
-#define OWN_CREDIT_FORGOTTEN    (BUG == 14)
-#define PEAK_OUTLIVES_TRACING   (BUG == 15)
-#define START_AS_ALLOCATED      (BUG == 16)
-#define CLEAR_WITHOUT_BOOKS     (BUG == 17)     /* with DETACHED=1 */
-#define END_WITHOUT_STOP        (BUG == 18)
-#define FORK_BY_SUBTRACTION     (BUG == 19)
+#define STOP_WITHOUT_CLOSING    (BUG == 9)
+#define ASKED_BEFORE_MUTEX      (BUG == 10)     /* with SECOND=1 */
+#define BOOKS_BEFORE_MUTEX      (BUG == 11)
+#define OWN_ACCOUNT_OPEN        (BUG == 12)
+#define PEAK_OUTLIVES_TRACING   (BUG == 13)
+#define START_AS_ALLOCATED      (BUG == 14)
+#define CLEAR_WITHOUT_BOOKS     (BUG == 15)     /* with SECOND=1 */
+#define END_WITHOUT_STOP        (BUG == 16)
+#define FORK_WITHOUT_BOOKS      (BUG == 17)
+#define READ_WITH_BOOKS         (BUG == 18)
+#define SOLE_AMONG_OTHERS       (BUG == 19)
+#define ADD_BESIDES_SOLE        (BUG == 20)
+#define REMOVE_BESIDES_SOLE     (BUG == 21)
+#define STOP_BESIDES_SOLE       (BUG == 22)     /* with MEMORY=3 */
+#define LOWEST_FORGOTTEN        (BUG == 23)
+#define GROWTH_FORGOTTEN        (BUG == 24)
+#define SOLE_OUTLIVES_CLOSING   (BUG == 25)
+#define FORK_FORGETS_GROWTH     (BUG == 26)
 
 #define CLOSED          255
 #define NOBODY          255
@@ -164,62 +140,60 @@
 
 byte mutex = NOBODY;
 byte committed, peak;
+byte sole = NOBODY;
 bit open[INTERPRETERS];
+byte share[INTERPRETERS];
 bit tracing[INTERPRETERS];
 
-byte credit[INTERPRETERS];
-#if SHARES
-byte share[INTERPRETERS];
-#else
-byte traced[INTERPRETERS];
-#endif
 byte books[INTERPRETERS] = NOBODY;
+byte credit[INTERPRETERS];
+byte lowest[INTERPRETERS];
 
 /* Not in the C code. */
 byte true_sum, true_peak;
 byte memory = MEMORY;           /* what malloc() still has */
-byte owned[INTERPRETERS];       /* the size of all traces in the table */
+byte owned[INTERPRETERS];       /* the size of all traces in the books */
 bit alive[INTERPRETERS] = 1;    /* the interpreter's own memory exists */
-bit busy[INTERPRETERS];         /* its thread without the GIL works */
-bit ending[INTERPRETERS];       /* and may not begin again */
+bit busy[INTERPRETERS];         /* its second thread is in a hook, attached */
+bit stopping[INTERPRETERS];     /* and has to wait before the next */
 
 #define CREDIT(k)       (credit[k] == CLOSED -> 0 : credit[k])
-#if INTERPRETERS == 1
-#define ALL_CREDIT      CREDIT(0)
-#define ANY_OPEN        open[0]
-#define ANY_TRACING     tracing[0]
-#elif INTERPRETERS == 2
-#define ALL_CREDIT      (CREDIT(0) + CREDIT(1))
-#define ANY_OPEN        (open[0] || open[1])
-#define ANY_TRACING     (tracing[0] || tracing[1])
+#define ALL_CREDIT_2    (CREDIT(0) + CREDIT(1))
+#define ANY_OPEN_2      (open[0] || open[1])
+#define ANY_TRACING_2   (tracing[0] || tracing[1])
+#if INTERPRETERS == 2
+#define ALL_CREDIT      ALL_CREDIT_2
+#define ANY_OPEN        ANY_OPEN_2
+#define ANY_TRACING     ANY_TRACING_2
 #else
-#define ALL_CREDIT      (CREDIT(0) + CREDIT(1) + CREDIT(2))
-#define ANY_OPEN        (open[0] || open[1] || open[2])
-#define ANY_TRACING     (tracing[0] || tracing[1] || tracing[2])
+#define ALL_CREDIT      (ALL_CREDIT_2 + CREDIT(2))
+#define ANY_OPEN        (ANY_OPEN_2 || open[2])
+#define ANY_TRACING     (ANY_TRACING_2 || tracing[2])
 #endif
+
+#define MAX(a, b)       (a > b -> a : b)
 
 /* In each step that changes one of these: so it holds in every state. */
 #define CHECK \
-    assert((FINE && mutex != NOBODY) || committed == true_sum + ALL_CREDIT); \
-    assert(true_sum <= peak && committed <= peak); \
-    assert(peak == true_peak)
+    assert(committed == true_sum + ALL_CREDIT); \
+    if \
+    :: sole == NOBODY -> \
+        assert(committed <= peak); \
+        assert(peak == true_peak); \
+    :: else -> \
+        assert(books[sole] != NOBODY \
+               || MAX(peak, committed - lowest[sole]) == true_peak); \
+    fi
 
 #define HAVE_MUTEX      assert(mutex == _pid)
 #define TOUCH(k)        assert(alive[k])
 
 #define GROW(n) \
     true_sum = true_sum + n; \
-    true_peak = (true_sum > true_peak -> true_sum : true_peak)
-
-/* What follows is guarded by the mutex. */
-#if FINE
-#define NEXT            }; d_step {
-#else
-#define NEXT
-#endif
+    true_peak = MAX(true_sum, true_peak)
 
 
-/* --- Mutexes ------------------------------------------------------------ */
+/* --- Locks -------------------------------------------------------------- */
 
 inline lock_mutex()
 {
@@ -235,7 +209,8 @@ inline unlock_mutex()
             if
             :: tracing[k] -> assert(open[k] == (credit[k] != CLOSED));
             :: else -> assert(!open[k]);
-            fi
+            fi;
+            assert(sole == NOBODY || open[k] == (k == sole));
         }
         k = 0;
         CHECK;
@@ -249,267 +224,228 @@ inline lock_books(i)
 
 inline unlock_books(i)
 {
-    d_step { TOUCH(i); assert(books[i] == _pid); books[i] = NOBODY; }
-}
-
-/* For the thread with the GIL, where nobody else counts for interpreter i. */
-#if LOCKED
-#define LOCK_OWN_BOOKS(i)       lock_books(i)
-#define UNLOCK_OWN_BOOKS(i)     unlock_books(i)
-#else
-#define LOCK_OWN_BOOKS(i)       skip
-#define UNLOCK_OWN_BOOKS(i)     skip
-#endif
-
-/* To exclude whoever counts under the books' mutex, if there is anybody. */
-#if LOCKED || DETACHED
-#define LOCK_BOOKS(i)           lock_books(i)
-#define UNLOCK_BOOKS(i)         unlock_books(i)
-#else
-#define LOCK_BOOKS(i)           skip
-#define UNLOCK_BOOKS(i)         skip
-#endif
-
-
-/* --- Accounts ----------------------------------------------------------- */
-
-/* Take back its credit: an atomic exchange. */
-inline close_account(i)
-{
-#if CLOSE_BY_LOAD_AND_STORE
-    had = credit[i];
-#endif
     d_step {
-        HAVE_MUTEX;
         TOUCH(i);
-#if !CLOSE_BY_LOAD_AND_STORE
-        had = credit[i];
-#endif
-        credit[i] = CLOSED;
-        NEXT
-        if
-        :: had != CLOSED ->
-            committed = committed - had;
-#if SHARES
-            share[i] = share[i] - had;
-#endif
-            open[i] = 0;
-        :: else
-        fi;
-        had = 0;
+        assert(books[i] == _pid);
+        books[i] = NOBODY;
         CHECK;
     }
 }
 
+
+/* --- Accounts ----------------------------------------------------------- */
+
+/* With its books locked. */
+inline close_account(i)
+{
+    d_step { TOUCH(i); had = credit[i]; low = lowest[i]; }
+    d_step {
+        HAVE_MUTEX;
+        TOUCH(i);
+        if
+        :: had != CLOSED ->
+            if
+            :: sole == i ->
+#if !GROWTH_FORGOTTEN
+                peak = MAX(peak, committed - low);
+#endif
+#if !SOLE_OUTLIVES_CLOSING
+                sole = NOBODY;
+#endif
+            :: else
+            fi;
+            credit[i] = CLOSED;
+            lowest[i] = CLOSED;
+            share[i] = share[i] - had;
+            committed = committed - had;
+            open[i] = 0;
+        :: else
+        fi;
+        had = 0;
+        low = 0;
+        CHECK;
+    }
+}
+
+inline lock_and_close(i)
+{
+#if CLOSE_WITHOUT_BOOKS
+    close_account(i);
+#else
+    lock_books(i);
+    close_account(i);
+    unlock_books(i);
+#endif
+}
+
 /* The list may have any order. */
-inline close_all_accounts()
+inline close_all()
 {
     do
-    :: open[0] -> close_account(0);
-#if INTERPRETERS >= 2
-    :: open[1] -> close_account(1);
-#endif
+    :: open[0] -> lock_and_close(0);
+    :: open[1] -> lock_and_close(1);
 #if INTERPRETERS >= 3
-    :: open[2] -> close_account(2);
+    :: open[2] -> lock_and_close(2);
 #endif
     :: !ANY_OPEN -> break;
     od;
     skip        /* the loop cannot lead to a d_step */
 }
 
-inline close_accounts_for(n)
+/* Before account i is changed. */
+inline close_sole_but(i)
 {
-#if FRUGAL
-    do
-    :: peak - committed < n && open[0] -> close_account(0);
-#if INTERPRETERS >= 2
-    :: peak - committed < n && open[1] -> close_account(1);
-#endif
-#if INTERPRETERS >= 3
-    :: peak - committed < n && open[2] -> close_account(2);
-#endif
-    :: peak - committed >= n || !ANY_OPEN -> break;
-    od
-#else
     if
-    :: peak - committed < n -> close_all_accounts();
-    :: else
-    fi
+    :: sole == NOBODY || sole == i;
+    :: sole == 0 && i != 0 -> lock_and_close(0);
+    :: sole == 1 && i != 1 -> lock_and_close(1);
+#if INTERPRETERS >= 3
+    :: sole == 2 && i != 2 -> lock_and_close(2);
 #endif
+    fi
 }
 
-/* Any credit, as long as it makes no new peak. */
+/* Sets "done" if it could be done. */
+inline try_add(i, n)
+{
+    d_step { TOUCH(i); c = credit[i]; }
+    if
+    :: c != CLOSED && c >= n ->
+        d_step {
+            TOUCH(i);
+            c = c - n;
+            credit[i] = c;
+            GROW(n);
+            CHECK;
+            done = 1;
+        }
+        d_step {
+            TOUCH(i);
+            if
+            :: c < lowest[i] && !LOWEST_FORGOTTEN -> lowest[i] = c;
+            :: else
+            fi
+        }
+    :: else
+    fi
+}
+
+inline try_remove(i, n)
+{
+    d_step { TOUCH(i); c = credit[i]; }
+    if
+    :: c != CLOSED ->
+        d_step {
+            TOUCH(i);
+            credit[i] = c + n;
+            true_sum = true_sum - n;
+            CHECK;
+            done = 1;
+        }
+    :: else
+    fi
+}
+
+/* From now on the block can be freed. */
+inline put_trace(i, n)
+{
+    d_step { TOUCH(i); owned[i] = owned[i] + n; c = 0; done = 0; }
+}
+
+/* From now on the memory can be allocated. */
+inline drop_trace(n)
+{
+    d_step { memory = memory + n; c = 0; done = 0; }
+}
+
+/* Any credit: of the sole account up to all that there is, otherwise as long
+   as it makes no new peak. */
 inline open_account(i)
 {
     atomic {
         HAVE_MUTEX;
         TOUCH(i);
-        assert(credit[i] == CLOSED || OWN_CREDIT_FORGOTTEN);
-        do
-        :: had < peak - committed -> had++;
-        :: break;
-        od;
-        had = had + GRANT_TOO_MUCH;
+        if
+        :: !ANY_OPEN || SOLE_AMONG_OTHERS ->
+            sole = i;
+            do
+            :: had < MEMORY - committed -> had++;
+            :: break;
+            od;
+        :: true ->
+            do
+            :: had < peak - committed -> had++;
+            :: break;
+            od;
+            had = had + GRANT_TOO_MUCH;
+        fi;
         committed = committed + had;
-#if SHARES
         share[i] = share[i] + had;
-#endif
         open[i] = 1;
-#if FINE
-    }
-    atomic {
-#endif
         credit[i] = had;
+        lowest[i] = had;
         had = 0;
         CHECK;
     }
 }
 
-/* Sets "done", or "c" to why it could not be done. */
-inline add_from_credit(i, n)
-{
-    d_step { TOUCH(i); c = credit[i]; }
-    do
-    :: !done && c != CLOSED && c >= n ->
-        /* An atomic compare-exchange. */
-        d_step {
-            TOUCH(i);
-            if
-            :: credit[i] == c || ADD_BY_LOAD_AND_STORE ->
-                assert(credit[i] != CLOSED || mutex == _pid);
-                credit[i] = c - n;
-                GROW(n);
-                CHECK;
-                done = 1;
-            :: else ->
-                c = credit[i];
-            fi
-        }
-    :: else -> break;
-    od
-}
-
-inline remove_to_credit(i, n)
-{
-    d_step { TOUCH(i); c = credit[i]; }
-    do
-    :: !done && c != CLOSED ->
-        /* An atomic compare-exchange. */
-        d_step {
-            TOUCH(i);
-            if
-            :: credit[i] == c ->
-                assert(credit[i] != CLOSED || mutex == _pid);
-                credit[i] = c + n;
-                true_sum = true_sum - n;
-                CHECK;
-                done = 1;
-            :: else ->
-                c = credit[i];
-            fi
-        }
-    :: else -> break;
-    od
-}
-
-/* An atomic addition to traced[i].  From now on the block can be freed. */
-inline count_added(i, n)
-{
-#if TRACED_NOT_ATOMIC
-    c = traced[i];
-#endif
-    d_step {
-        TOUCH(i);
-#if TRACED_NOT_ATOMIC
-        traced[i] = c + n;
-#elif !SHARES
-        traced[i] = traced[i] + n;
-#endif
-        owned[i] = owned[i] + n;
-        c = 0;
-        done = 0;
-    }
-}
-
-/* An atomic subtraction.  From now on the memory can be allocated. */
-inline count_removed(i, n)
-{
-    d_step {
-        TOUCH(i);
-#if !SHARES
-        traced[i] = traced[i] - n;
-#endif
-        memory = memory + n;
-        c = 0;
-        done = 0;
-    }
-}
-
+/* With the mutex held and the books locked. */
 inline add_with_mutex(i, n)
 {
-    add_from_credit(i, n);
+    try_add(i, n);
     if
     :: done
     :: else ->
-#if !OWN_CREDIT_FORGOTTEN
+#if !ADD_BESIDES_SOLE
+        close_sole_but(i);
+#endif
+#if !OWN_ACCOUNT_OPEN
         close_account(i);
 #endif
-#if !PEAK_WITHOUT_CLOSING
-        close_accounts_for(n);
-#endif
         if
-        :: d_step {
-                peak - committed < n ->
-                /* All accounts are closed: committed is the sum. */
-                HAVE_MUTEX;
-                assert(!ANY_OPEN || PEAK_WITHOUT_CLOSING
-                       || OWN_CREDIT_FORGOTTEN);
-                peak = committed + n;
-                GROW(n);
-                NEXT
-                committed = committed + n;
-                CHECK;
-            }
-        :: d_step {
-                peak - committed >= n ->
-                HAVE_MUTEX;
-                committed = committed + n;
-                GROW(n);
-                CHECK;
-            }
+        :: peak - committed < n && !PEAK_WITHOUT_CLOSING -> close_all();
+        :: else
         fi;
-#if SHARES
-        share[i] = share[i] + n;
-#endif
+        d_step {
+            HAVE_MUTEX;
+            committed = committed + n;
+            share[i] = share[i] + n;
+            peak = MAX(peak, committed);
+            GROW(n);
+            CHECK;
+        }
         open_account(i);
     fi;
-    count_added(i, n);
+    put_trace(i, n);
 }
 
 inline remove_with_mutex(i, n)
 {
 #if !REMOVE_WITHOUT_LOOKING
     /* Another thread can have opened the account. */
-    remove_to_credit(i, n);
+    try_remove(i, n);
 #endif
     if
     :: done
     :: else ->
+#if !REMOVE_BESIDES_SOLE
+        close_sole_but(i);
+#endif
         d_step {
             HAVE_MUTEX;
             TOUCH(i);
-            assert(credit[i] == CLOSED || REMOVE_WITHOUT_LOOKING);
             open[i] = 1;
             credit[i] = n;
+            lowest[i] = n;
             true_sum = true_sum - n;
             CHECK;
         }
     fi;
-    count_removed(i, n);
+    drop_trace(n);
 }
 
 
-/* --- Operations of the thread that has the GIL of interpreter i ---------- */
+/* --- Operations of a thread of interpreter i ----------------------------- */
 
 inline allocate()
 {
@@ -531,166 +467,181 @@ inline take_trace(i)
 
 inline add()
 {
-    LOCK_OWN_BOOKS(i);
-    add_from_credit(i, n);
     if
-    :: done ->
-        count_added(i, n);
-        UNLOCK_OWN_BOOKS(i);
-    :: else ->
-        assert(c == CLOSED || c < n);
+    :: lock_books(i);
+        try_add(i, n);
+        if
+        :: done ->
+            put_trace(i, n);
+        :: else ->
+            again = 1;
 #if BOOKS_BEFORE_MUTEX
-        lock_mutex();
-#else
-        UNLOCK_OWN_BOOKS(i);
-        lock_mutex();
-        LOCK_OWN_BOOKS(i);
+            lock_mutex();
+            unlock_mutex();
 #endif
+        fi;
+        unlock_books(i);
+    :: again = 1;
+    fi;
+    if
+    :: again ->
+        again = 0;
+        lock_mutex();
+        lock_books(i);
         add_with_mutex(i, n);
-        UNLOCK_OWN_BOOKS(i);
+        unlock_books(i);
         unlock_mutex();
+    :: else
     fi
 }
 
 inline remove()
 {
-    LOCK_OWN_BOOKS(i);
-    remove_to_credit(i, n);
+    lock_books(i);
+    try_remove(i, n);
     if
     :: done ->
-        count_removed(i, n);
-        UNLOCK_OWN_BOOKS(i);
+        drop_trace(n);
+        unlock_books(i);
     :: else ->
-        assert(c == CLOSED);
-        UNLOCK_OWN_BOOKS(i);
+        unlock_books(i);
         lock_mutex();
-        LOCK_OWN_BOOKS(i);
+        lock_books(i);
         remove_with_mutex(i, n);
-        UNLOCK_OWN_BOOKS(i);
+        unlock_books(i);
         unlock_mutex();
     fi
 }
 
 /* The traces of interpreter j, and itself, can be gone by now. */
-inline remove_foreign()
+inline remove_foreign(j)
 {
 #if FOREIGN_WITHOUT_MUTEX
     if
-    :: tracing[j] ->
-        LOCK_BOOKS(j);
-        if
-        :: atomic { owned[j] >= 1 -> take_trace(j); }
-            remove_to_credit(j, n);
-            if
-            :: done -> count_removed(j, n);
-            :: else -> owned[j] = owned[j] + n;
-            fi
-        :: d_step { owned[j] == 0; }
-        fi;
-        UNLOCK_BOOKS(j);
+    :: tracing[j] -> lock_books(j); unlock_books(j);
     :: else
-    fi
-#else
+    fi;
+#endif
     lock_mutex();
     if
     :: tracing[j] ->
-        LOCK_BOOKS(j);
+        lock_books(j);
         if
         :: atomic { owned[j] >= 1 -> take_trace(j); }
             remove_with_mutex(j, n);
         :: d_step { owned[j] == 0; }
         fi;
-        UNLOCK_BOOKS(j);
+        unlock_books(j);
     :: else
     fi;
     unlock_mutex();
-#endif
 }
 
 inline read_counters()
 {
     lock_mutex();
+#if READ_WITH_BOOKS
+    lock_books(i);
+#endif
 #if !READ_WITHOUT_CLOSING
-    close_all_accounts();
+    close_all();
 #endif
     d_step {
         HAVE_MUTEX;
         assert(committed == true_sum && peak == true_peak);
-        assert(ANY_TRACING || (committed == 0 && peak == 0));
     }
+#if READ_WITH_BOOKS
+    unlock_books(i);
+#endif
     unlock_mutex();
 }
 
-inline reset_peak()
+inline set_peak()
 {
-    lock_mutex();
-#if !RESET_WITHOUT_CLOSING
-    close_all_accounts();
-#endif
     d_step {
         HAVE_MUTEX;
         peak = committed;
         true_peak = true_sum;
         CHECK;
     }
-    unlock_mutex();
 }
 
-/* With the GIL, the mutex and the books' mutex: nobody counts for i. */
-inline forget_traces()
+/* With the mutex held. */
+inline reset_peak()
 {
-    HAVE_MUTEX;
-    TOUCH(i);
-#if SHARES
-    assert(share[i] == owned[i]);
-    committed = committed - share[i];
-    share[i] = 0;
-#else
-    assert(traced[i] == owned[i]);
-    committed = committed - traced[i];
-    traced[i] = 0;
+#if !RESET_WITHOUT_CLOSING
+    close_all();
 #endif
-    true_sum = true_sum - owned[i];
-    memory = memory + owned[i];
-    owned[i] = 0;
+    set_peak();
+}
+
+/* With the mutex held and the books locked. */
+inline forget()
+{
+#if !STOP_BESIDES_SOLE
+    close_sole_but(i);
+#endif
+#if !STOP_WITHOUT_CLOSING
+    close_account(i);
+#endif
+    d_step {
+        HAVE_MUTEX;
+        TOUCH(i);
+        assert(share[i] == owned[i]);
+        committed = committed - share[i];
+        share[i] = 0;
+        true_sum = true_sum - owned[i];
+        memory = memory + owned[i];
+        owned[i] = 0;
+        CHECK;
+    }
 }
 
 inline clear()
 {
     lock_mutex();
-#if !CLEAR_WITHOUT_BOOKS
-    LOCK_BOOKS(i);
+#if CLEAR_WITHOUT_BOOKS
+    forget();
+#else
+    lock_books(i);
+    forget();
+    unlock_books(i);
 #endif
-#if !CLEAR_WITHOUT_CLOSING
-    close_all_accounts();
-#endif
-    d_step {
-        forget_traces();
-        NEXT
-        peak = committed;
-        true_peak = true_sum;
-        CHECK;
-    }
-#if !CLEAR_WITHOUT_BOOKS
-    UNLOCK_BOOKS(i);
+#if CLEAR_WITHOUT_CLOSING
+    set_peak();
+#else
+    reset_peak();
 #endif
     unlock_mutex();
 }
 
+/* Until "stopping" is cleared. */
+inline stop_world()
+{
+    d_step { !busy[i] -> stopping[i] = 1; }
+}
+
 inline stop()
 {
+    stop_world();
     lock_mutex();
-    LOCK_BOOKS(i);
-#if !STOP_WITHOUT_CLOSING
-    close_account(i);
-#endif
+    lock_books(i);
+    forget();
+    d_step { tracing[i] = 0; }
+    unlock_books(i);
+    unlock_mutex();
+    stopping[i] = 0;
+}
+
+inline start()
+{
+    stop_world();
+    lock_mutex();
     d_step {
-        forget_traces();
-        NEXT
-        tracing[i] = 0;
+        HAVE_MUTEX;
         if
         :: !ANY_TRACING ->
-            assert(committed == 0 || STOP_WITHOUT_CLOSING);
+            assert(committed == 0 && sole == NOBODY);
 #if !PEAK_OUTLIVES_TRACING
             peak = 0;
 #endif
@@ -699,33 +650,23 @@ inline stop()
         fi;
         CHECK;
     }
-    UNLOCK_BOOKS(i);
-    unlock_mutex();
-}
-
-inline start()
-{
-    lock_mutex();
-    LOCK_BOOKS(i);
+    lock_books(i);
     d_step {
         HAVE_MUTEX;
         TOUCH(i);
 #if !START_AS_ALLOCATED
         credit[i] = CLOSED;
+        lowest[i] = CLOSED;
 #endif
-#if SHARES
         share[i] = 0;
-#else
-        traced[i] = 0;
-#endif
         tracing[i] = 1;
-        CHECK;
     }
-    UNLOCK_BOOKS(i);
+    unlock_books(i);
     unlock_mutex();
+    stopping[i] = 0;
 }
 
-/* No other thread of the interpreter is left.  Its memory is freed without
+/* No attached thread of the interpreter is left.  Its memory is freed without
    the mutex, and a new interpreter's memory is all zero. */
 inline end_interpreter()
 {
@@ -735,38 +676,26 @@ inline end_interpreter()
     :: else
     fi;
 #endif
-    d_step {
-        alive[i] = 0;
-        credit[i] = 0;
-        ending[i] = 0;
-    }
+    stop_world();
+    d_step { alive[i] = 0; credit[i] = 0; lowest[i] = 0; stopping[i] = 0; }
 }
 
 /* In the child nobody goes on but the thread that forks, and no traces are
-   left but those of its interpreter.  The others can be subtracted if they
-   have shares; but not with traced[]: who counts without a mutex may have
-   changed credit[] and not yet traced[]. */
+   left but those of its interpreter. */
 inline fork_process()
 {
     lock_mutex();
+#if !FORK_WITHOUT_BOOKS
     for (k : 0 .. INTERPRETERS - 1) {
         if
-        :: tracing[k] -> LOCK_BOOKS(k);
+        :: tracing[k] -> lock_books(k);
         :: else
         fi
     }
+#endif
     skip;       /* the loop cannot lead to a d_step */
     d_step {
         HAVE_MUTEX;
-#if FORK_BY_SUBTRACTION
-        had = committed - CREDIT(i);
-        for (k : 0 .. INTERPRETERS - 1) {
-            if
-            :: k != i -> had = had - CREDIT(k) - traced[k];
-            :: else
-            fi
-        }
-#elif SHARES
         had = committed - CREDIT(i);
         for (k : 0 .. INTERPRETERS - 1) {
             if
@@ -774,30 +703,51 @@ inline fork_process()
             :: else
             fi
         }
-#else
-        had = traced[i];
-#endif
         assert(had == owned[i]);
+        had = peak;
+        if
+        :: sole != NOBODY && !FORK_FORGETS_GROWTH ->
+            had = MAX(peak, committed - lowest[sole]);
+        :: else
+        fi;
+        assert(had == true_peak);
         had = 0;
         k = 0;
     }
+#if !FORK_WITHOUT_BOOKS
     for (k : 0 .. INTERPRETERS - 1) {
         if
-        :: tracing[k] -> UNLOCK_BOOKS(k);
+        :: tracing[k] -> unlock_books(k);
         :: else
         fi
     }
+#endif
     unlock_mutex();
 }
 
-#define FREE_OF(k) \
-    d_step { alive[i] && k != i && tracing[k] && owned[k] >= 1 -> j = k; }
+#define MAY_FREE_OF(k)  (k != i && tracing[k] && owned[k] >= 1)
+#if INTERPRETERS == 2
+#define MAY_FREE        (MAY_FREE_OF(0) || MAY_FREE_OF(1))
+#else
+#define MAY_FREE        (MAY_FREE_OF(0) || MAY_FREE_OF(1) || MAY_FREE_OF(2))
+#endif
+
+inline choose_other()
+{
+    if
+    :: MAY_FREE_OF(0) -> j = 0;
+    :: MAY_FREE_OF(1) -> j = 1;
+#if INTERPRETERS >= 3
+    :: MAY_FREE_OF(2) -> j = 2;
+#endif
+    fi
+}
 
 active [INTERPRETERS] proctype with_gil()
 {
     byte i = _pid;
-    byte j, n, c, had, k;
-    bit done;
+    byte j, n, c, had, low, k;
+    bit done, again;
 
 end:
     do
@@ -807,24 +757,19 @@ end:
         :: atomic { alive[i] && tracing[i] && owned[i] >= 1 ->
                 take_trace(i); }
             remove();
-#if INTERPRETERS >= 2
-        :: FREE_OF(0) -> remove_foreign();
-        :: FREE_OF(1) -> remove_foreign();
-#endif
-#if INTERPRETERS >= 3
-        :: FREE_OF(2) -> remove_foreign();
-#endif
-        :: alive[i] -> read_counters();
-        :: alive[i] -> reset_peak();
+        :: atomic { alive[i] && MAY_FREE -> choose_other(); }
+            remove_foreign(j);
+        :: alive[i] && ANY_TRACING -> read_counters();
+        :: alive[i] && ANY_TRACING ->
+            lock_mutex();
+            reset_peak();
+            unlock_mutex();
         :: alive[i] && tracing[i] -> clear();
         :: alive[i] && tracing[i] -> stop();
         :: alive[i] && !tracing[i] -> start();
-#if FORKING
         :: alive[i] && tracing[i] -> fork_process();
-#endif
 #if ENDING
-        :: d_step { alive[i] && !busy[i] -> ending[i] = 1; }
-            end_interpreter();
+        :: alive[i] -> end_interpreter();
         :: d_step { !alive[i] -> alive[i] = 1; }
 #endif
         fi;
@@ -834,85 +779,70 @@ progress:
 }
 
 
-/* --- Operations of a thread of interpreter i without the GIL ------------- */
+/* --- Operations of a second thread of interpreter i ---------------------- */
 
-#if DETACHED
+#if SECOND
 inline add_detached()
 {
-    lock_books(i);
+#if !ASKED_BEFORE_MUTEX
+    lock_mutex();
+#endif
     if
     :: tracing[i] ->
-        add_from_credit(i, n);
-        if
-        :: done ->
-            count_added(i, n);
-            unlock_books(i);
-        :: else ->
-            assert(c == CLOSED || c < n);
-            unlock_books(i);
-            lock_mutex();
-            lock_books(i);
-            if
-            :: tracing[i] || TRACING_NOT_ASKED_AGAIN ->
-                add_with_mutex(i, n);
-            :: else ->
-                memory = memory + n;
-            fi;
-            unlock_books(i);
-            unlock_mutex();
-        fi
+#if ASKED_BEFORE_MUTEX
+        lock_mutex();
+#endif
+        lock_books(i);
+        add_with_mutex(i, n);
+        unlock_books(i);
+        unlock_mutex();
     :: else ->
         memory = memory + n;
-        unlock_books(i);
+#if !ASKED_BEFORE_MUTEX
+        unlock_mutex();
+#endif
     fi
 }
 
-inline remove_detached()
+/* The trace can be gone by now. */
+inline remove_attached()
 {
     lock_books(i);
     if
     :: atomic { owned[i] >= 1 -> take_trace(i); }
-        remove_to_credit(i, n);
+        try_remove(i, n);
         if
-        :: done ->
-            count_removed(i, n);
-            unlock_books(i);
-        :: else ->
-            assert(c == CLOSED);
-            /* Leave the trace there, without the books' mutex. */
-            owned[i] = owned[i] + n;
-            unlock_books(i);
-            lock_mutex();
-            lock_books(i);
-            if
-            :: atomic { owned[i] >= 1 -> take_trace(i); }
-                remove_with_mutex(i, n);
-            :: d_step { owned[i] == 0; }
-            fi;
-            unlock_books(i);
-            unlock_mutex();
+        :: done -> drop_trace(n);
+        :: else -> owned[i] = owned[i] + n; again = 1;
         fi
     :: d_step { owned[i] == 0; }
-        unlock_books(i);
+    fi;
+    unlock_books(i);
+    if
+    :: again -> again = 0; remove_foreign(i);
+    :: else
     fi
 }
 
-active [DETACHED] proctype without_gil()
+#define ATTACH(i) \
+    alive[i] && tracing[i] && !stopping[i] -> busy[i] = 1
+
+active [SECOND] proctype second()
 {
     byte i = _pid - INTERPRETERS;
-    byte n, c, had, k;
-    bit done;
+    byte n, c, had, low, k;
+    bit done, again;
 
 end:
     do
     ::  if
-        :: atomic { alive[i] && !ending[i] && memory >= 1 ->
-                busy[i] = 1;
-                allocate(); }
+        :: atomic { memory >= 1 -> allocate(); }
             add_detached();
-        :: d_step { alive[i] && !ending[i] && owned[i] >= 1 ->
-                busy[i] = 1; }
-            remove_detached();
+        :: owned[i] >= 1 -> remove_foreign(i);
+        :: atomic { memory >= 1 && ATTACH(i); allocate(); }
+            add();
+        :: d_step { owned[i] >= 1 && ATTACH(i); }
+            remove_attached();
         fi;
 progress:
         d_step { busy[i] = 0; n = 0; c = 0; }

@@ -84,7 +84,7 @@ class Session:
     builds can be open if only one of them works at a time.
     """
 
-    def __init__(self, build, script, *arguments):
+    def __init__(self, build, script, *arguments, cwd=None, path=None):
         self.build = build
         self.errors = tempfile.TemporaryFile()
         self.buffer = b''
@@ -94,11 +94,13 @@ class Session:
         command = [now / 'bin' / 'python', '-s', '-S',
                    '-X', f'pycache_prefix={now}/cache',
                    HERE / script, *arguments]
+        environ = {'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8',
+                   'PATH': os.defpath}
+        if path is not None:
+            environ['PYTHONPATH'] = str(path)
         self.process = subprocess.Popen(
-            command, cwd=build.trees, bufsize=0, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self.errors,
-            env={'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8',
-                 'PATH': os.defpath})
+            command, cwd=cwd or build.trees, bufsize=0, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self.errors, env=environ)
 
     def __enter__(self):
         return self

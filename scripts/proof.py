@@ -1,0 +1,422 @@
+"""proof.py [run|summary|list]: run by scripts/proof.sh.
+
+Each step leaves build/proof/STEP.json with a stamp, made of the source and of
+what the step does.  A step whose stamp is the present one is not done again.
+A failure that a step's baseline has too, as a rule stock, or which
+scripts/proof-explained.txt explains, is in order.
+"""
+
+import datetime
+import fcntl
+import fnmatch
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+
+import proof_steps
+from proof_builds import (
+    PROOF, ROOT, TREE, Failed, NotRun, git, output, source_id)
+
+EXPLAINED = ROOT / 'scripts' / 'proof-explained.txt'
+SUMMARY = PROOF / 'summary.md'
+RESULT = ROOT / 'PROOF.md'
+SHOWN = 10          # failures of a step that are printed at once
+
+# Of a step, in the table.
+PASS, FAIL, EXPLAINS = 'pass', 'FAIL', 'pass, explained'
+REFERENCE, NOT_RUN, NOT_DONE = 'reference', 'not run', 'not done'
+OUTDATED = 'out of date'
+
+
+def die(sentence):
+    print(f'error: {sentence}', file=sys.stderr)
+    sys.exit(1)
+
+
+def write(path, text):
+    """Write a file as a whole or not at all."""
+    new = path.with_name(path.name + '.new')
+    new.write_text(text)
+    os.replace(new, path)
+
+
+# --- Explanations ---------------------------------------------------------
+
+class Explanation:
+    def __init__(self, step, test, reason):
+        self.step = step
+        self.test = test
+        self.reason = reason
+        self.used = False
+
+    def fits(self, step, failure):
+        return (fnmatch.fnmatchcase(step, self.step)
+                and fnmatch.fnmatchcase(failure, self.test))
+
+
+def read_explanations():
+    explanations = []
+    if not EXPLAINED.exists():
+        return explanations
+    for number, line in enumerate(EXPLAINED.read_text().splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith('#'):
+            continue
+        # What a failure is called may have a colon without a space, or one
+        # that is written as a '?'.
+        parts = [part.strip() for part in line.split(': ', 2)]
+        if len(parts) != 3 or not all(parts):
+            die(f'line {number} of scripts/proof-explained.txt is not '
+                "'STEP: TEST: reason'.")
+        explanations.append(Explanation(*parts))
+    return explanations
+
+
+# --- Results --------------------------------------------------------------
+
+class Proof:
+    def __init__(self, steps):
+        self.steps = steps
+        self.by_name = {step.name: step for step in steps}
+        self.explanations = read_explanations()
+        self.source = source_id()
+
+    def stamp(self, step):
+        # What runs stock alone does not depend on the series.
+        source = (os.environ['PRISTINE_TREE'] if step.stock_only
+                  else self.source)
+        return hashlib.sha256(f'{source} {step.key()}'.encode()).hexdigest()
+
+    def load(self, step):
+        try:
+            return json.loads((PROOF / f'{step.name}.json').read_text())
+        except (OSError, ValueError):
+            return None
+
+    def current(self, step):
+        """The step's result if it is of this source, or None."""
+        stored = self.load(step)
+        if stored is not None and stored['stamp'] == self.stamp(step):
+            return stored
+        return None
+
+    def failures_of(self, name):
+        step = self.by_name.get(name)
+        stored = self.current(step) if step is not None else None
+        return stored['failures'] if stored else None
+
+    def judge(self, step):
+        """(verdict, [(failure, in order?, why)...]) of a step."""
+        stored = self.load(step)
+        if stored is None:
+            return NOT_DONE, []
+        if stored['stamp'] != self.stamp(step):
+            return OUTDATED, []
+        if stored['status'] == 'not run':
+            return NOT_RUN, []
+        baseline = self.failures_of(step.baseline) or []
+        reasons = []
+        for failure in stored['failures']:
+            explanation = next((one for one in self.explanations
+                                if one.fits(step.name, failure)), None)
+            if explanation is not None:
+                explanation.used = True
+                reasons.append((failure, True, explanation.reason))
+            elif covered(failure, baseline):
+                reasons.append((failure, True, f'{step.baseline} has it, too'))
+            else:
+                reasons.append((failure, False, ''))
+        if step.reference:
+            return REFERENCE, reasons
+        if not all(ok for _, ok, _ in reasons):
+            return FAIL, reasons
+        if stored['status'] == 'fail' and not reasons:
+            return FAIL, reasons
+        return (EXPLAINS if reasons else PASS), reasons
+
+
+def covered(failure, baseline):
+    """Is it among these, or in a file that crashed there as a whole?"""
+    if failure in baseline:
+        return True
+    test = failure.split()[0]
+    return any(f'.{name.split()[0]}.' in f'.{test}.' for name in baseline
+               if name.endswith('(the whole file)'))
+
+
+# --- Running --------------------------------------------------------------
+
+def do_step(proof, step):
+    """Do it and store the result, which is returned."""
+    stamp = proof.stamp(step)
+    start = time.monotonic()
+    stored = {'step': step.name, 'group': step.group, 'status': 'pass',
+              'passed': 0, 'failed': 0, 'skipped': 0, 'failures': [],
+              'note': ''}
+    try:
+        result = step.perform()
+    except NotRun as reason:
+        stored.update(status='not run', note=str(reason))
+    except (Failed, OSError, UnicodeError) as error:
+        text = str(error).replace(f'{ROOT}/', '')
+        stored.update(status='fail', failed=1, failures=[text])
+    except Exception:
+        # A mistake in the step itself must not keep the others from running.
+        step.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(step.log, 'a') as file:
+            traceback.print_exc(file=file)
+        stored.update(status='fail', failed=1, failures=[
+            f'the step itself raised {sys.exc_info()[0].__name__}, '
+            f'{step.where()}'])
+    else:
+        stored.update(status='fail' if result.failed else 'pass',
+                      passed=result.passed, failed=result.failed,
+                      skipped=result.skipped, note=result.note,
+                      failures=sorted(set(result.failures)))
+    stored['seconds'] = round(time.monotonic() - start)
+    if not step.stock_only and source_id() != proof.source:
+        # Nobody knows which source this is the result of.
+        stored['note'] = 'the source was changed meanwhile'
+        stamp = 'changed'
+    stored['stamp'] = stamp
+    stored['date'] = datetime.date.today().isoformat()
+    write(PROOF / f'{step.name}.json', json.dumps(stored, indent=1) + '\n')
+    return stored
+
+
+def select(steps):
+    only = os.environ.get('ONLY', '').split()
+    if not only:
+        return steps
+    for pattern in only:
+        if not any(matches(step, pattern) for step in steps):
+            groups = ' '.join(dict.fromkeys(step.group for step in steps))
+            die(f"ONLY={pattern} is neither a group ({groups}) nor a step; "
+                "'make proof-list' names them all.")
+    return [step for step in steps
+            if any(matches(step, pattern) for pattern in only)]
+
+
+def matches(step, pattern):
+    return step.group == pattern or fnmatch.fnmatchcase(step.name, pattern)
+
+
+def counts(stored):
+    return (f'{stored["passed"]} passed, {stored["failed"]} failed, '
+            f'{stored["skipped"]} skipped')
+
+
+def clock(seconds):
+    if seconds < 100:
+        return f'{seconds} s'
+    return f'{round(seconds / 60)} min'
+
+
+def free_space():
+    free = shutil.disk_usage(PROOF).free
+    if free < 5 << 30:
+        die(f'only {free >> 30} GB are free where build/ is, and 5 are '
+            'needed; make room and run make proof again.')
+
+
+def run_all(proof):
+    selected = select(proof.steps)
+    again = os.environ.get('AGAIN', '') not in ('', '0')
+    total = len(selected)
+    for number, step in enumerate(selected, 1):
+        head = f'[{number}/{total}] {step.name}: {step.title} ... '
+        stored = proof.current(step)
+        if stored is not None and stored['status'] != 'not run' and not (
+                again and proof.judge(step)[0] == FAIL):
+            print(f'{head}{proof.judge(step)[0]}, done before', flush=True)
+            continue
+        free_space()
+        print(head, end='', flush=True)
+        if sys.stdout.isatty():
+            print(flush=True)
+        stored = do_step(proof, step)
+        verdict, reasons = proof.judge(step)
+        text = (stored['note'] if verdict in (NOT_RUN, OUTDATED)
+                else counts(stored))
+        print(f'{verdict}: {text}, {clock(stored["seconds"])}', flush=True)
+        open_ones = [failure for failure, ok, _ in reasons if not ok]
+        if verdict == FAIL:
+            for failure in open_ones[:SHOWN]:
+                print(f'      failed: {failure}')
+            if len(open_ones) > SHOWN:
+                print(f'      and {len(open_ones) - SHOWN} more, in '
+                      f'build/proof/{step.name}.json')
+        write(SUMMARY, summary(proof))
+        if verdict == OUTDATED and proof.source != source_id():
+            die('the source in build/cpython was changed during a step; run '
+                'make proof again when it is at rest.')
+    verdicts = [proof.judge(step)[0] for step in selected]
+    write(SUMMARY, summary(proof))
+    print('build/proof/summary.md:',
+          ', '.join(f'{verdicts.count(one)} {one}'
+                    for one in dict.fromkeys(verdicts)))
+    # A baseline may have come after what it is to be held against.
+    return 1 if FAIL in verdicts else 0
+
+
+# --- The table ------------------------------------------------------------
+
+def machine():
+    try:
+        with open('/proc/cpuinfo') as file:
+            model = re.search(r'^model name\s*: (.*)$', file.read(), re.M)[1]
+    except (OSError, TypeError):
+        model = platform.machine()
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return (f'{model}, {os.cpu_count()} processors, {memory / 2**30:.0f} GB, '
+            f'{platform.system()} {platform.release()} {platform.machine()}')
+
+
+def compilers():
+    found = []
+    for name in 'gcc', 'clang':
+        text = output([name, '--version'])
+        if text:
+            found.append(text.splitlines()[0])
+    return '; '.join(found)
+
+
+def commit(proof):
+    head = git(TREE, 'rev-parse', 'HEAD').strip()
+    patches = git(TREE, 'rev-list', '--count', 'pristine..HEAD').strip()
+    text = f'commit {head[:12]}, {patches} patches'
+    if git(TREE, 'rev-parse', 'HEAD^{tree}').strip() != proof.source:
+        text += ' and changes that are not committed'
+    return text
+
+
+def cell(text):
+    return str(text).replace('|', r'\|').replace('\n', ' ')
+
+
+def code(text):
+    return '`' + str(text).replace('`', "'") + '`'
+
+
+def beside(proof, step, failure):
+    if step.beside is None:
+        return ''
+    failures = proof.failures_of(step.beside)
+    if failures is None:
+        return ' Stock: not known.'
+    return (' Stock fails, too.' if covered(failure, failures)
+            else ' Stock passes or skips it.')
+
+
+def summary(proof):
+    for explanation in proof.explanations:
+        explanation.used = False
+    judged = [(step, *proof.judge(step), proof.load(step))
+              for step in proof.steps]
+    verdicts = [verdict for _, verdict, _, _ in judged]
+    seconds = sum(stored['seconds'] for _, verdict, _, stored in judged
+                  if verdict not in (NOT_DONE, OUTDATED))
+    lines = [
+        '# What `make proof` found', '',
+        f'CPython {os.environ["VERSION"]}, {commit(proof)}, source tree '
+        f'{proof.source[:12]}.', '',
+        f'{datetime.date.today().isoformat()}, {machine()}; {compilers()}.',
+        '',
+        f'{len(judged)} steps, {clock(seconds)}: '
+        + ', '.join(f'{verdicts.count(one)} {one}'
+                    for one in dict.fromkeys(verdicts)) + '.', '',
+        '*reference* is a result of stock, for others to be compared with; '
+        '*explained* has failures that its reference has, too, or that are '
+        'explained below.', '',
+    ]
+    group = None
+    for step, verdict, reasons, stored in judged:
+        if step.group != group:
+            group = step.group
+            lines += ['', f'## {group.capitalize()}', '',
+                      '| step | result | passed | failed | skipped | time '
+                      '| |',
+                      '| --- | --- | ---: | ---: | ---: | ---: | --- |']
+        if verdict in (NOT_DONE, OUTDATED, NOT_RUN):
+            note = stored['note'] if verdict == NOT_RUN else ''
+            numbers = ['', '', '', '']
+        else:
+            note = stored['note']
+            numbers = [stored['passed'], stored['failed'], stored['skipped'],
+                       clock(stored['seconds'])]
+        lines.append('| ' + ' | '.join(
+            [cell(step.title), f'**{verdict}**' if verdict == FAIL
+             else verdict, *map(str, numbers), cell(note)]) + ' |')
+
+    details = [(step, reasons) for step, _, reasons, _ in judged
+               if reasons and not step.reference]
+    if details:
+        lines += ['', '## Failures, one by one']
+    for step, reasons in details:
+        lines += ['', f'{step.title} ({code(step.name)}):', '']
+        for failure, ok, why in reasons:
+            text = why if ok else '**not explained**'
+            if not text.endswith(('.', '**')):
+                text += '.'
+            lines.append(f'- {code(failure)}: {text}'
+                         f'{beside(proof, step, failure)}')
+    # One for a step that was not done may fit yet.
+    unused = [one for one in proof.explanations if not one.used and all(
+        verdict not in (NOT_DONE, OUTDATED, NOT_RUN)
+        for step, verdict, _, _ in judged
+        if fnmatch.fnmatchcase(step.name, one.step))]
+    if unused:
+        lines += ['', '## Explanations that fit nothing', '']
+        lines += [f'- {code(one.step)}: {code(one.test)}: {one.reason}'
+                  for one in unused]
+    text = re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)) + '\n'
+    return text.replace(f'{ROOT}/', '')
+
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt(number)
+
+
+def main():
+    what = sys.argv[1]
+    PROOF.mkdir(parents=True, exist_ok=True)
+    try:
+        steps = proof_steps.all_steps()
+        if what == 'list':
+            for step in select(steps):
+                print(f'{step.group:13} {step.name:38} {step.title}')
+            return 0
+        proof = Proof(steps)
+        if what == 'summary':
+            text = summary(proof)
+            write(SUMMARY, text)
+            write(RESULT, text)
+            print('PROOF.md is written')
+            return 0
+        with open(PROOF / '.lock', 'w') as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                die('another make proof is at work in this checkout; wait for '
+                    'its end.')
+            return run_all(proof)
+    except Failed as error:
+        die(f'{error}.')
+
+
+if __name__ == '__main__':
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, interrupt)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as interrupted:
+        print('\nerror: interrupted; make proof goes on with the step that '
+              'was not finished.', file=sys.stderr)
+        sys.exit(128 + interrupted.args[0])
