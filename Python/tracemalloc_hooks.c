@@ -271,6 +271,24 @@ is_taken(PyThreadState *tstate, void *ptr)
            && taken->trace.domain == 0;
 }
 
+// Can nobody have a trace of a block that an attached thread gives back or
+// reallocates?  Saves all that follows for an interpreter that does not trace
+// while another does.
+static inline bool
+is_nobodys(_PyTraceRuntime *runtime, PyThreadState *tstate, void *ptr)
+{
+    PyInterpreterState *interp = tstate->interp;
+    // Pairs with the release in open_runtime().
+    _PyTraceDirectory *directory =
+        _Py_atomic_load_ptr_acquire(&runtime->directory);
+    return !interp->tracemalloc.tracing
+           && (directory == NULL
+               || !_PyTraceDirectory_MayHave(directory, 0, (uintptr_t)ptr))
+           && (_Py_IsMainInterpreter(interp)
+               || !_PyInterpreterState_HasFeature(
+                      interp, Py_RTFLAGS_USE_MAIN_OBMALLOC));
+}
+
 static inline void
 rerecord(_PyTraceCaller *caller, _PyTraceTaken *taken, void *ptr, size_t size,
          PyMemAllocatorDomain domain)
@@ -384,7 +402,8 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
     PyThreadState *tstate = _PyThreadState_GET();
 
     if (ptr == NULL || _PyTraceRuntime_IsIdle(runtime)
-        || (tstate != NULL && is_taken(tstate, ptr)))
+        || (tstate != NULL && (is_taken(tstate, ptr)
+                               || is_nobodys(runtime, tstate, ptr))))
     {
         alloc->free(alloc->ctx, ptr);
         return;
@@ -412,7 +431,8 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
     const PyMemAllocatorEx *alloc = below(runtime, domain);
     PyThreadState *tstate = _PyThreadState_GET();
     if (_PyTraceRuntime_IsIdle(runtime)
-        || (tstate != NULL && is_taken(tstate, ptr)))
+        || (tstate != NULL && (is_taken(tstate, ptr)
+                               || is_nobodys(runtime, tstate, ptr))))
     {
         return alloc->realloc(alloc->ctx, ptr, size);
     }

@@ -113,6 +113,8 @@ end_reservation(_PyTraceLock *lock, PyTime_t timeout)
                 end = now + timeout;
             }
             if (now > end) {
+                // He is inside still.
+                _Py_atomic_store_int(&lock->reserved, 1);
                 return false;
             }
         }

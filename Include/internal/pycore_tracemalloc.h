@@ -91,7 +91,7 @@ typedef struct {
     int inside;
 
     // May holders of the GIL do without the mutex?  Atomic.  Written with the
-    // mutex held; to be set this takes the GIL, too.
+    // mutex held.  A thread without the GIL sets it only if it gives up.
     int reserved;
 
     // How often holders of the GIL have taken the mutex since the last time

@@ -39,7 +39,7 @@
    bounded, and with it all numbers: so what is found to hold, holds for any
    number of operations in any order.
 
-   A step of the model (one statement, d_step or atomic) is to lock or to unlock
+   A step of the model (one statement, d_step or atomic) is to lock or unlock
    something, to read what is guarded by the books, or to write it.  What is
    guarded by the mutex alone is joined to such a step.
 
@@ -57,7 +57,7 @@
    Also:
 
      the pair that is read is (true_sum, true_peak);
-     the pair is (0, 0) when nothing traces;
+     nothing is committed, and no account is open, when nothing traces;
      the share of a closed account is the size of the traces in the books;
      open accounts are those in the list, and no other than the sole one;
      a closed account is opened with the mutex held;
@@ -292,8 +292,8 @@ inline close_all()
     skip        /* the loop cannot lead to a d_step */
 }
 
-/* Before account i is changed. */
-inline close_sole_but(i)
+/* Before account i changes. */
+inline end_sole(i)
 {
     if
     :: sole == NOBODY || sole == i;
@@ -397,7 +397,7 @@ inline add_with_mutex(i, n)
     :: done
     :: else ->
 #if !ADD_BESIDES_SOLE
-        close_sole_but(i);
+        end_sole(i);
 #endif
 #if !OWN_ACCOUNT_OPEN
         close_account(i);
@@ -429,7 +429,7 @@ inline remove_with_mutex(i, n)
     :: done
     :: else ->
 #if !REMOVE_BESIDES_SOLE
-        close_sole_but(i);
+        end_sole(i);
 #endif
         d_step {
             HAVE_MUTEX;
@@ -579,7 +579,7 @@ inline reset_peak()
 inline forget()
 {
 #if !STOP_BESIDES_SOLE
-    close_sole_but(i);
+    end_sole(i);
 #endif
 #if !STOP_WITHOUT_CLOSING
     close_account(i);

@@ -2,10 +2,10 @@
 
    The books of an interpreter are mostly locked by threads that hold its GIL.
    So their lock is a mutex that can be reserved for these threads (K.
-   Kawachiya, A. Koseki, T. Onodera, "Lock Reservation", OOPSLA 2002).  While it
-   is, they only say that they are inside, with plain loads and stores; whoever
-   else wants the lock takes the reservation away, with the mutex and a barrier
-   on all processors.
+   Kawachiya, A. Koseki, T. Onodera, "Lock Reservation", OOPSLA 2002).  While
+   it is, they only say that they are inside, with plain loads and stores;
+   whoever else wants the lock takes the reservation away, with the mutex and a
+   barrier on all processors.
 
    What is modelled
    ----------------
@@ -15,19 +15,19 @@
      gil          the GIL that the lock may be reserved for
      INSIDE       a holder of the GIL is inside, or about to see whether it is
      RESERVED     holders of the GIL may do without the mutex
-     DATA         what the lock guards: a counter that everybody increments, by
-                  a load and a store
+     DATA         what the lock guards: a counter that everybody increments,
+                  by a load and a store
 
    The last three are in memory[].  Each thread has a buffer of its latest
    stores, up to PENDING of them, which it sees itself and others do not.  They
-   get to memory one by one, in order, at any time; all at once where the thread
-   locks or unlocks the mutex, or takes or drops the GIL; and those of all
-   threads where one executes membarrier().  This is what x86-64 does (P. Sewell
-   et al., "x86-TSO", CACM 53(7), 2010).
+   get to memory one by one, in order, at any time; all at once where the
+   thread locks or unlocks the mutex, or takes or drops the GIL; and those of
+   all threads where one executes membarrier().  This is what x86-64 does
+   (P. Sewell et al., "x86-TSO", CACM 53(7), 2010).
 
    Two threads share the GIL.  They lock by _LockOwn() and by _LockShared().
-   FOREIGN others do without the GIL: _LockShared(), and _TryLockShared(), which
-   gives up at any time.  All of them run forever.
+   FOREIGN others do without the GIL: _LockShared(), and _TryLockShared(),
+   which gives up at any time.  All of them run forever.
 
    What is claimed
    ---------------
@@ -36,9 +36,9 @@
    Who has it by _LockShared() finds it not reserved: so a child, forked under
    it, has nothing to do but to make the mutex and INSIDE new.
    There is no deadlock.
-   With FAIR=1, each call comes back: if every thread goes on, every store gets
-   to memory some day, and mutex and GIL go to who has waited for the longest.
-   (check_model.sh: "thread 0", "thread 2"; WATCH says which.)
+   With FAIR=1, each call of the thread that WATCH says comes back: if every
+   thread goes on, every store gets to memory some day, and mutex and GIL go to
+   who has waited for the longest (check_model.sh: "thread 0", "thread 2").
 
    What is left out
    ----------------
