@@ -2475,9 +2475,11 @@ pools_failures(test_state *t)
     if (model == NULL) {
         return -1;
     }
-    size_t failed = 0;
     for (size_t n = 0; n < NPOOLS; n++) {
         model->block_size[n] = 48;
+    }
+    size_t failed = 0;
+    for (size_t n = 0; n < NPOOLS; n++) {
         for (size_t fail_at = 0; ; fail_at++) {
             bool added;
             model->sizes[n][0] = 40;
