@@ -55,9 +55,7 @@ start_locked(_PyTraceRuntime *runtime, PyInterpreterState *interp,
     if (PyThread_tss_create(&books->reentrant_key) != 0) {
         return START_NO_KEY;
     }
-    bool shares_all = (!_Py_IsMainInterpreter(interp)
-                       && _PyInterpreterState_HasFeature(
-                           interp, Py_RTFLAGS_USE_MAIN_OBMALLOC));
+    bool shares_all = _PyTraceBooks_SharesMain(interp);
     // Hooks first, so that what is recorded is also seen being freed.
     if (_PyTraceHooks_Install(runtime) < 0
         || _PyTraceBooks_Open(runtime, interp, max_nframe, shares_all) < 0)

@@ -636,13 +636,11 @@ take_from(_PyTraceCaller *caller, _PyTraceBooks *books, unsigned int domain,
     return res == DONE;
 }
 
-// May the caller free objects of the main interpreter?
-static bool
-shares_main_objects(_PyTraceCaller *caller)
+bool
+_PyTraceBooks_SharesMain(PyInterpreterState *interp)
 {
-    return caller->tstate != NULL
-           && !_Py_IsMainInterpreter(caller->tstate->interp)
-           && _PyInterpreterState_HasFeature(caller->tstate->interp,
+    return !_Py_IsMainInterpreter(interp)
+           && _PyInterpreterState_HasFeature(interp,
                                              Py_RTFLAGS_USE_MAIN_OBMALLOC);
 }
 
@@ -690,7 +688,9 @@ take_foreign(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
     if (caller->any_block) {
         take_private(caller, domain, ptr, keep_room, taken);
     }
-    else if (shares_main_objects(caller)) {
+    else if (caller->tstate != NULL
+             && _PyTraceBooks_SharesMain(caller->tstate->interp))
+    {
         (void)take_from(caller, &_PyRuntime._main_interpreter.tracemalloc,
                         domain, ptr, keep_room, taken);
     }

@@ -284,9 +284,7 @@ is_nobodys(_PyTraceRuntime *runtime, PyThreadState *tstate, void *ptr)
     return !interp->tracemalloc.tracing
            && (directory == NULL
                || !_PyTraceDirectory_MayHave(directory, 0, (uintptr_t)ptr))
-           && (_Py_IsMainInterpreter(interp)
-               || !_PyInterpreterState_HasFeature(
-                      interp, Py_RTFLAGS_USE_MAIN_OBMALLOC));
+           && !_PyTraceBooks_SharesMain(interp);
 }
 
 static inline void

@@ -590,6 +590,9 @@ extern void _PyTraceBooks_Clear(
 
 // These need no lock.
 
+// Is this a subinterpreter that uses the main one's object allocator?
+extern bool _PyTraceBooks_SharesMain(PyInterpreterState *interp);
+
 // Look at frames and code objects anew, of which something has changed.
 extern void _PyTraceBooks_ForgetFrames(_PyTraceBooks *books);
 

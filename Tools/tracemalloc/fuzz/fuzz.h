@@ -52,6 +52,32 @@ next_bytes(fuzz_input *input, int count)
     return number;
 }
 
+// Small, or one of the largest there are.
+static inline uint64_t
+next_number(fuzz_input *input, uint64_t largest)
+{
+    unsigned int byte = next_byte(input);
+    return byte < 128 ? byte : largest - (byte - 128);
+}
+
+// What to do, how, and how often.
+typedef struct {
+    unsigned int op;              // below 16
+    unsigned int flags;           // below 16; with 8 it is done more than once
+    size_t count;
+} fuzz_step;
+
+static inline fuzz_step
+next_step(fuzz_input *input)
+{
+    unsigned int byte = next_byte(input);
+    fuzz_step step = {byte & 15, byte >> 4, 1};
+    if (step.flags & 8) {
+        step.count += next_byte(input);
+    }
+    return step;
+}
+
 
 /* --- Allocator ---------------------------------------------------------- */
 

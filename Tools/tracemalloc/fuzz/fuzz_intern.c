@@ -699,14 +699,11 @@ static void
 step(fuzz_state *f)
 {
     fuzz_input *input = &f->input;
-    unsigned int op = next_byte(input);
-    unsigned int flags = op >> 4;
-    size_t count = 1;
-    if (flags & 8) {
-        count += next_byte(input);
-    }
+    fuzz_step what = next_step(input);
+    unsigned int flags = what.flags;
+    size_t count = what.count;
 
-    switch (op & 15) {
+    switch (what.op) {
     case 0: case 1:
         do_filenames(f, flags, count);
         break;

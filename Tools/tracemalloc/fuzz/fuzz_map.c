@@ -319,31 +319,21 @@ op_clear(fuzz_state *f)
           f->heap.live);
 }
 
-static uint32_t
-next_size(fuzz_input *input)
-{
-    unsigned int byte = next_byte(input);
-    return byte < 128 ? byte : UINT32_MAX - (byte - 128);
-}
-
 static void
 step(fuzz_state *f)
 {
     fuzz_input *input = &f->input;
-    unsigned int op = next_byte(input);
-    unsigned int flags = op >> 4;
-    size_t count = 1;
-    if (flags & 8) {
-        count += next_byte(input);
-    }
+    fuzz_step what = next_step(input);
+    unsigned int flags = what.flags;
+    size_t count = what.count;
     bool flag = flags & 1;
     fuzz_keys keys;
     uint32_t size;
 
-    switch (op & 15) {
+    switch (what.op) {
     case 0: case 1: case 2:
         keys = next_keys(input);
-        size = next_size(input);
+        size = (uint32_t)next_number(input, UINT32_MAX);
         for (size_t i = 0; i < count; i++) {
             op_put(f, key_at(&keys, 0, i), size, flag);
         }
@@ -365,7 +355,7 @@ step(fuzz_state *f)
     }
     case 7: {
         size_t i = 4 * next_byte(input);
-        size = next_size(input);
+        size = (uint32_t)next_number(input, UINT32_MAX);
         for (; count > 0 && f->used > 0; count--) {
             i = model_next(f, i);
             if (flag) {

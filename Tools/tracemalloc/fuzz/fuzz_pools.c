@@ -512,30 +512,20 @@ block_at(const fuzz_keys_of_pools *keys, size_t i)
            + block % nblocks * keys->block_size + keys->offset;
 }
 
-static uint16_t
-next_size(fuzz_input *input)
-{
-    unsigned int byte = next_byte(input);
-    return (uint16_t)(byte < 128 ? byte : UINT16_MAX - (byte - 128));
-}
-
 static void
 step(fuzz_state *f)
 {
     fuzz_input *input = &f->input;
-    unsigned int op = next_byte(input);
-    unsigned int flags = op >> 4;
-    size_t count = 1;
-    if (flags & 8) {
-        count += next_byte(input);
-    }
+    fuzz_step what = next_step(input);
+    unsigned int flags = what.flags;
+    size_t count = what.count;
     fuzz_keys_of_pools keys;
     uint16_t size;
 
-    switch (op & 15) {
+    switch (what.op) {
     case 0: case 1: case 2:
         keys = next_pools(f, flags);
-        size = next_size(input);
+        size = (uint16_t)next_number(input, UINT16_MAX);
         for (size_t i = 0; i < count; i++) {
             op_add(f, block_at(&keys, i), keys.block_size, size);
         }
@@ -557,7 +547,7 @@ step(fuzz_state *f)
     }
     case 7: {
         size_t i = 4 * next_byte(input);
-        size = next_size(input);
+        size = (uint16_t)next_number(input, UINT16_MAX);
         for (; count > 0 && f->used > 0; count--) {
             i = model_next(f, i);
             op_change(f, f->blocks[i].ptr, size);
@@ -576,7 +566,7 @@ step(fuzz_state *f)
         // Any address, in what remains at the end of a pool, too.
         keys = next_pools(f, flags);
         uintptr_t ptr = pool_at(&keys, 0) + next_bytes(input, 2) % POOL_SIZE;
-        size = next_size(input);
+        size = (uint16_t)next_number(input, UINT16_MAX);
         for (size_t i = 0; i < count; i++) {
             op_add(f, ptr + i * (1 + keys.offset), keys.block_size, size);
         }

@@ -320,32 +320,22 @@ op_clear(fuzz_state *f)
           f->heap.live);
 }
 
-static size_t
-next_size(fuzz_input *input)
-{
-    unsigned int byte = next_byte(input);
-    return byte < 128 ? byte : SIZE_MAX - (byte - 128);
-}
-
 static void
 step(fuzz_state *f)
 {
     fuzz_input *input = &f->input;
-    unsigned int op = next_byte(input);
-    unsigned int flags = op >> 4;
-    size_t count = 1;
-    if (flags & 8) {
-        count += next_byte(input);
-    }
+    fuzz_step what = next_step(input);
+    unsigned int flags = what.flags;
+    size_t count = what.count;
     bool flag = flags & 1;
     unsigned int domain = domains[flags >> 1 & 3];
     fuzz_keys keys;
     size_t size;
 
-    switch (op & 15) {
+    switch (what.op) {
     case 0: case 1: case 2:
         keys = next_keys(input);
-        size = next_size(input);
+        size = (size_t)next_number(input, SIZE_MAX);
         for (size_t i = 0; i < count; i++) {
             op_put(f, domain, key_at(&keys, domain, i), size);
         }
@@ -367,7 +357,7 @@ step(fuzz_state *f)
     }
     case 7: {
         size_t i = 4 * next_byte(input);
-        size = next_size(input);
+        size = (size_t)next_number(input, SIZE_MAX);
         for (; count > 0 && f->used > 0; count--) {
             i = model_next(f, i);
             const _PyTrace *trace = &f->traces[i];
