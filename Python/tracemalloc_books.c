@@ -876,7 +876,7 @@ _PyTraceCaller_Settle(_PyTraceCaller *caller, _PyTraceTaken *taken,
     }
 }
 
-#ifdef Py_DEBUG
+#ifndef NDEBUG
 // Has a block the traceback that it would be given?
 static bool
 is_up_to_date(_PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr)

@@ -351,7 +351,7 @@ walk_callers(const walk *w, _PyInterpreterFrame *frame, uint32_t *callers)
     return 0;
 }
 
-#ifdef Py_DEBUG
+#ifndef NDEBUG
 // Is this what a walk over all frames finds?
 static bool
 is_exact(_PyTraceIntern *intern, _PyInterpreterFrame *frame, int max_nframe,
