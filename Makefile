@@ -84,7 +84,7 @@ help:
 	@echo
 	@echo "CONFIG=  release (default), debug, freethreaded, freethreaded-debug, asan, tsan"
 	@echo "CPYTHON= a checkout at v3.13.5, or Python-3.13.5.tar.xz, to use as the source;"
-	@echo "         for check-series any 3.13.x (says which patches apply)"
+	@echo "         for check-series any later version (says which patches apply)"
 	@echo "JOBS=    jobs of a build and of the tests (default: number of processors)"
 	@echo "TESTS=, OWN_TESTS=  names of tests instead of the standard lists"
 	@echo "EACH_CONFIGS=       configurations for check-series EACH=1 (default: release)"

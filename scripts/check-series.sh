@@ -6,7 +6,8 @@
 # space; no path of this machine is in them; the cover letter is there.
 # EACH=1: every patch also builds and passes test_tracemalloc by itself, in
 # each of EACH_CONFIGS ("release"); EACH_OPT are the compiler's options there.
-# CPYTHON= another 3.13.x: only says which patches apply to that.
+# CPYTHON= another version, 3.13 or later: only says which patches apply to that,
+# and which files of the others need porting.
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -41,7 +42,7 @@ fi
 
 step "source"
 if [ -n "${CPYTHON:-}" ]; then
-    ANY_3_13=1 "$ROOT/scripts/import.sh" "$repo" || give_up
+    ANY_VERSION=1 "$ROOT/scripts/import.sh" "$repo" || give_up
 elif [ "$(g -C "$TREE" rev-parse -q --verify 'pristine^{tree}' 2>/dev/null)" = "$PRISTINE_TREE" ]; then
     g clone -q --shared --no-checkout --template= "$TREE" "$repo"
     write_attributes "$repo"
@@ -53,39 +54,23 @@ fi
 version=$(sed -n 's/^#define PY_VERSION[[:space:]]*"\(.*\)"$/\1/p' "$repo/Include/patchlevel.h")
 step_done "CPython $version"
 
-# apply FILE [OPTION]: git am of one patch; nothing of it is left on failure.
+# apply FILE: git am of one patch.
 apply() {
-    g -C "$repo" am --no-3way --keep-non-patch --whitespace=nowarn -q "${@:2}" "$1" >>"$LOG" 2>&1 </dev/null && return
-    g -C "$repo" am --abort >>"$LOG" 2>&1 || :
-    return 1
+    g -C "$repo" am --no-3way --keep-non-patch --whitespace=nowarn -q "$1" >>"$LOG" 2>&1 </dev/null
 }
 
 step "git am of ${#series[@]} patches"
-committer
-failing=0
-for file in "${series[@]}"; do
-    if apply "$file"; then
-        if [ "$version" != "$VERSION" ]; then printf '\n      applies: %s' "${file##*/}"; fi
-    elif [ "$version" != "$VERSION" ] && apply "$file" -C0; then
-        # A line next to one of ours is another one there.
-        printf '\n      applies with -C0: %s' "${file##*/}"
-    else
-        failing=$((failing + 1))
-        if [ "$version" != "$VERSION" ]; then
-            printf '\n      does not apply: %s' "${file##*/}"
-        else
-            die_log "$LOG" "patches/${file##*/} does not apply to CPython $version; repair it in build/cpython and run 'make export'"
-        fi
-    fi
-done
 if [ "$version" != "$VERSION" ]; then
-    printf '\n      '
-    step_done "$((${#series[@]} - failing)) of ${#series[@]} apply to CPython $version"
-    [ "$failing" = 0 ] ||
-        die "$failing of ${#series[@]} patches do not apply to CPython $version; rebase the series, or use CPython $VERSION."
-    echo "nothing else is checked with a version other than $VERSION"
+    step_done "to CPython $version"
+    "$ROOT/scripts/porting.sh" "$repo" || give_up
+    echo "all ${#series[@]} apply; nothing else is checked with a version other than $VERSION"
     exit 0
 fi
+committer
+for file in "${series[@]}"; do
+    apply "$file" ||
+        die_log "$LOG" "patches/${file##*/} does not apply to CPython $version; repair it in build/cpython and run 'make export'"
+done
 step_done "all apply"
 
 step "folders and rules"

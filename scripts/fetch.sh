@@ -7,7 +7,7 @@
 # without Misc/NEWS, which is generated and in no git tree, and without what is
 # in git only (top-level dot files of the hosting service, Misc/NEWS.d).
 # A tarball is held against a pinned sha256; import.sh then holds the files
-# against a pinned git tree.  ANY_3_13=1 takes any 3.13.x from CPYTHON=.
+# against a pinned git tree.  ANY_VERSION=1 takes 3.13 or later from CPYTHON=.
 # Downloads stay in build/cache and are verified each time they are used.
 
 # shellcheck source=scripts/common.sh
@@ -71,13 +71,13 @@ check_version() {
     fi
     [ -n "$found" ] || die "$1 is not a CPython source (it has no Include/patchlevel.h); give another CPYTHON= or none."
     [ "$found" != "$VERSION" ] || return 0
-    if [ -n "${ANY_3_13:-}" ]; then
+    if [ -n "${ANY_VERSION:-}" ]; then
         case $found in
-        3.13.*)
+        3.1[3-9].*|3.[2-9][0-9].*|[4-9].*)
             note "$1 is CPython $found, for which nothing is pinned: its files are taken as they are."
             return 0 ;;
         esac
-        die "$1 is CPython $found and the series is for CPython 3.13; give a CPYTHON= of a 3.13 release."
+        die "$1 is CPython $found and the series is for CPython 3.13; give a CPYTHON= of 3.13 or later."
     fi
     die "$1 is CPython $found and the series is against CPython $VERSION; give a CPYTHON= of that version or none."
 }

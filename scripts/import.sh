@@ -5,7 +5,7 @@
 # The commit is the same to the bit wherever it is made.  Its tree is held
 # against the pinned one, whatever the source was; for a differing one the
 # directories that differ are named from pristine-3.13.5.dirs (the output of
-# 'git ls-tree -rd').  ANY_3_13=1 takes any 3.13.x from CPYTHON= unpinned.
+# 'git ls-tree -rd').  ANY_VERSION=1 takes 3.13 or later from CPYTHON= unpinned.
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

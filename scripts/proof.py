@@ -1,15 +1,15 @@
 """proof.py [run|summary|list]: run by scripts/proof.sh.
 
-Each step leaves build/proof/STEP.json with a stamp, made of the source and of
-what the step does.  A step whose stamp is the present one is not done again.
-A failure that a step's baseline has too, as a rule stock, or which
+Each step leaves build/proof/STEP.json with the source it is of, without
+documents, and a key of what the step does.  A step is not done again while both
+are the present ones.  The table also shows results of an older source, and says
+which.  A failure that a step's baseline has too, as a rule stock, or which
 scripts/proof-explained.txt explains, is in order.
 """
 
 import datetime
 import fcntl
 import fnmatch
-import hashlib
 import json
 import os
 import platform
@@ -88,11 +88,10 @@ class Proof:
         self.explanations = read_explanations()
         self.source = source_id()
 
-    def stamp(self, step):
+    def source_of(self, step):
         # What runs stock alone does not depend on the series.
-        source = (os.environ['PRISTINE_TREE'] if step.stock_only
-                  else self.source)
-        return hashlib.sha256(f'{source} {step.key()}'.encode()).hexdigest()
+        return (os.environ['PRISTINE_TREE'] if step.stock_only
+                else self.source)
 
     def load(self, step):
         try:
@@ -100,24 +99,31 @@ class Proof:
         except (OSError, ValueError):
             return None
 
+    def is_current(self, step, stored):
+        return (stored['source'] == self.source_of(step)
+                and stored['key'] == step.key())
+
     def current(self, step):
         """The step's result if it is of this source, or None."""
         stored = self.load(step)
-        if stored is not None and stored['stamp'] == self.stamp(step):
+        if stored is not None and self.is_current(step, stored):
             return stored
         return None
 
     def failures_of(self, name):
         step = self.by_name.get(name)
-        stored = self.current(step) if step is not None else None
-        return stored['failures'] if stored else None
+        stored = self.load(step) if step is not None else None
+        if stored is None or stored['key'] != step.key():
+            return None
+        return stored['failures']
 
     def judge(self, step):
-        """(verdict, [(failure, in order?, why)...]) of a step."""
+        """(verdict, [(failure, in order?, why)...]) of a step's result, of
+        whatever source it is."""
         stored = self.load(step)
         if stored is None:
             return NOT_DONE, []
-        if stored['stamp'] != self.stamp(step):
+        if stored['key'] != step.key() or stored['source'] is None:
             return OUTDATED, []
         if stored['status'] == 'not run':
             return NOT_RUN, []
@@ -155,7 +161,6 @@ def covered(failure, baseline):
 
 def do_step(proof, step):
     """Do it and store the result, which is returned."""
-    stamp = proof.stamp(step)
     start = time.monotonic()
     stored = {'step': step.name, 'group': step.group, 'status': 'pass',
               'passed': 0, 'failed': 0, 'skipped': 0, 'failures': [],
@@ -181,11 +186,10 @@ def do_step(proof, step):
                       skipped=result.skipped, note=result.note,
                       failures=sorted(set(result.failures)))
     stored['seconds'] = round(time.monotonic() - start)
+    stored.update(source=proof.source_of(step), key=step.key())
     if not step.stock_only and source_id() != proof.source:
         # Nobody knows which source this is the result of.
-        stored['note'] = 'the source was changed meanwhile'
-        stamp = 'changed'
-    stored['stamp'] = stamp
+        stored.update(source=None, note='the source was changed meanwhile')
     stored['date'] = datetime.date.today().isoformat()
     write(PROOF / f'{step.name}.json', json.dumps(stored, indent=1) + '\n')
     return stored
@@ -292,7 +296,7 @@ def commit(proof):
     head = git(TREE, 'rev-parse', 'HEAD').strip()
     patches = git(TREE, 'rev-list', '--count', 'pristine..HEAD').strip()
     text = f'commit {head[:12]}, {patches} patches'
-    if git(TREE, 'rev-parse', 'HEAD^{tree}').strip() != proof.source:
+    if git(TREE, 'rev-parse', 'HEAD^{tree}').strip() != source_id(()):
         text += ' and changes that are not committed'
     return text
 
@@ -334,7 +338,8 @@ def summary(proof):
                     for one in dict.fromkeys(verdicts)) + '.', '',
         '*reference* is a result of stock, for others to be compared with; '
         '*explained* has failures that its reference has, too, or that are '
-        'explained below.', '',
+        'explained below.  A result of another source than the present one '
+        'has that in parentheses.', '',
     ]
     group = None
     for step, verdict, reasons, stored in judged:
@@ -344,6 +349,10 @@ def summary(proof):
                       '| step | result | passed | failed | skipped | time '
                       '| |',
                       '| --- | --- | ---: | ---: | ---: | ---: | --- |']
+        older = ''
+        if verdict not in (NOT_DONE, OUTDATED) and not proof.is_current(
+                step, stored):
+            older = f' ({stored["source"][:12]})'
         if verdict in (NOT_DONE, OUTDATED, NOT_RUN):
             note = stored['note'] if verdict == NOT_RUN else ''
             numbers = ['', '', '', '']
@@ -351,9 +360,10 @@ def summary(proof):
             note = stored['note']
             numbers = [stored['passed'], stored['failed'], stored['skipped'],
                        clock(stored['seconds'])]
+        shown = f'**{verdict}**' if verdict == FAIL else verdict
         lines.append('| ' + ' | '.join(
-            [cell(step.title), f'**{verdict}**' if verdict == FAIL
-             else verdict, *map(str, numbers), cell(note)]) + ' |')
+            [cell(step.title), shown + older, *map(str, numbers),
+             cell(note)]) + ' |')
 
     details = [(step, reasons) for step, _, reasons, _ in judged
                if reasons and not step.reference]

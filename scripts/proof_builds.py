@@ -159,7 +159,11 @@ def git(folder, *args, **environ):
     return result.stdout
 
 
-def source_id():
+# What no result depends on.
+DOCUMENTS = ('Doc', 'InternalDocs', 'Misc/NEWS.d')
+
+
+def source_id(without=DOCUMENTS):
     """The git tree of build/cpython as it is, uncommitted changes included.
 
     Nothing is written into its repository.
@@ -176,6 +180,9 @@ def source_id():
             # Spares it to read every file.
             shutil.copy2(index, f'{tmp}/index')
         git(TREE, 'add', '-A', **environ)
+        if without:
+            git(TREE, 'rm', '-r', '-q', '--cached', '--ignore-unmatch', '--',
+                *without, **environ)
         return git(TREE, 'write-tree', **environ).strip()
 
 
