@@ -50,15 +50,12 @@ def outcome(case):
     return 'skipped' if 'skipped' in tags else 'passed'
 
 
-def main(xml, logfile, status, again):
-    with open(logfile, encoding='utf-8', errors='replace') as file:
-        log = file.read()
-    lists = file_lists(log)
-    left_out = lists['failed'] + lists['env'] if again else []
+def of(name, files):
+    return any(f'.{file}.' in f'.{name}.' for file in files)
 
-    def of(name, files):
-        return any(f'.{file}.' in f'.{name}.' for file in files)
 
+def cases(xml, left_out):
+    """Counts, names of the failed tests, and how many failures have none."""
     count = {'passed': 0, 'failed': 0, 'skipped': 0}
     names = []
     unnamed = 0
@@ -81,6 +78,16 @@ def main(xml, logfile, status, again):
             unnamed += (int(suite.get('errors', 0))
                         + int(suite.get('failures', 0)))
 
+    return count, names, unnamed
+
+
+def main(xml, logfile, status, again):
+    with open(logfile, encoding='utf-8', errors='replace') as file:
+        log = file.read()
+    lists = file_lists(log)
+    left_out = lists['failed'] + lists['env'] if again else []
+
+    count, names, unnamed = cases(xml, left_out)
     if unnamed and not left_out:
         count['failed'] += unnamed
         found = re.findall(r'^(?:FAIL|ERROR): .*?\(([\w.]+)\)', log, re.M)

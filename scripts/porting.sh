@@ -14,6 +14,7 @@ repo=$1
 LOG=$LOGS/porting.log
 : > "$LOG"
 committer
+export GIT_AUTHOR_NAME=$GIT_COMMITTER_NAME GIT_AUTHOR_EMAIL=$GIT_COMMITTER_EMAIL
 
 # try FILE [OPTION...]: apply it to index and files, or change nothing.
 try() {

@@ -319,15 +319,11 @@ def beside(proof, step, failure):
             else ' Stock passes or skips it.')
 
 
-def summary(proof):
-    for explanation in proof.explanations:
-        explanation.used = False
-    judged = [(step, *proof.judge(step), proof.load(step))
-              for step in proof.steps]
+def head(proof, judged):
     verdicts = [verdict for _, verdict, _, _ in judged]
     seconds = sum(stored['seconds'] for _, verdict, _, stored in judged
                   if verdict not in (NOT_DONE, OUTDATED))
-    lines = [
+    return [
         '# What `make proof` found', '',
         f'CPython {os.environ["VERSION"]}, {commit(proof)}, source tree '
         f'{proof.source[:12]}.', '',
@@ -341,35 +337,42 @@ def summary(proof):
         'explained below.  A result of another source than the present one '
         'has that in parentheses.', '',
     ]
+
+
+def row(proof, step, verdict, stored):
+    numbers = ['', '', '', '']
+    note = ''
+    shown = f'**{verdict}**' if verdict == FAIL else verdict
+    if verdict not in (NOT_DONE, OUTDATED):
+        note = stored['note']
+        if not proof.is_current(step, stored):
+            shown += f' ({stored["source"][:12]})'
+        if verdict != NOT_RUN:
+            numbers = [stored['passed'], stored['failed'], stored['skipped'],
+                       clock(stored['seconds'])]
+    return '| ' + ' | '.join([cell(step.title), shown, *map(str, numbers),
+                              cell(note)]) + ' |'
+
+
+def tables(proof, judged):
+    lines = []
     group = None
-    for step, verdict, reasons, stored in judged:
+    for step, verdict, _, stored in judged:
         if step.group != group:
             group = step.group
             lines += ['', f'## {group.capitalize()}', '',
                       '| step | result | passed | failed | skipped | time '
                       '| |',
                       '| --- | --- | ---: | ---: | ---: | ---: | --- |']
-        older = ''
-        if verdict not in (NOT_DONE, OUTDATED) and not proof.is_current(
-                step, stored):
-            older = f' ({stored["source"][:12]})'
-        if verdict in (NOT_DONE, OUTDATED, NOT_RUN):
-            note = stored['note'] if verdict == NOT_RUN else ''
-            numbers = ['', '', '', '']
-        else:
-            note = stored['note']
-            numbers = [stored['passed'], stored['failed'], stored['skipped'],
-                       clock(stored['seconds'])]
-        shown = f'**{verdict}**' if verdict == FAIL else verdict
-        lines.append('| ' + ' | '.join(
-            [cell(step.title), shown + older, *map(str, numbers),
-             cell(note)]) + ' |')
+        lines.append(row(proof, step, verdict, stored))
+    return lines
 
-    details = [(step, reasons) for step, _, reasons, _ in judged
-               if reasons and not step.reference]
-    if details:
-        lines += ['', '## Failures, one by one']
-    for step, reasons in details:
+
+def details(proof, judged):
+    found = [(step, reasons) for step, _, reasons, _ in judged
+             if reasons and not step.reference]
+    lines = ['', '## Failures, one by one'] if found else []
+    for step, reasons in found:
         lines += ['', f'{step.title} ({code(step.name)}):', '']
         for failure, ok, why in reasons:
             text = why if ok else '**not explained**'
@@ -377,15 +380,27 @@ def summary(proof):
                 text += '.'
             lines.append(f'- {code(failure)}: {text}'
                          f'{beside(proof, step, failure)}')
+    return lines
+
+
+def unused(proof, judged):
     # One for a step that was not done may fit yet.
-    unused = [one for one in proof.explanations if not one.used and all(
+    found = [one for one in proof.explanations if not one.used and all(
         verdict not in (NOT_DONE, OUTDATED, NOT_RUN)
         for step, verdict, _, _ in judged
         if fnmatch.fnmatchcase(step.name, one.step))]
-    if unused:
-        lines += ['', '## Explanations that fit nothing', '']
-        lines += [f'- {code(one.step)}: {code(one.test)}: {one.reason}'
-                  for one in unused]
+    lines = ['', '## Explanations that fit nothing', ''] if found else []
+    return lines + [f'- {code(one.step)}: {code(one.test)}: {one.reason}'
+                    for one in found]
+
+
+def summary(proof):
+    for explanation in proof.explanations:
+        explanation.used = False
+    judged = [(step, *proof.judge(step), proof.load(step))
+              for step in proof.steps]
+    lines = [line for part in (head, tables, details, unused)
+             for line in part(proof, judged)]
     text = re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)) + '\n'
     return text.replace(f'{ROOT}/', '')
 
