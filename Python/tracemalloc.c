@@ -17,9 +17,10 @@
 /* --- Start and stop ----------------------------------------------------- */
 
 // Bring all other threads that are attached to the interpreter to rest, where
-// it has no GIL that does it.  They are never inside a hook then.
+// it has no GIL that does it.  One of them may still be in a hook, detached by
+// the allocator below: it looks again when it comes back.
 static void
-stop_interpreter(PyInterpreterState *interp)
+stop_world(PyInterpreterState *interp)
 {
     PyThreadState *tstate = _PyThreadState_GET();
     // Another thread, or none, ends an interpreter that has no threads left.
@@ -29,7 +30,7 @@ stop_interpreter(PyInterpreterState *interp)
 }
 
 static void
-resume_interpreter(PyInterpreterState *interp)
+start_world(PyInterpreterState *interp)
 {
     PyThreadState *tstate = _PyThreadState_GET();
     if (tstate != NULL && tstate->interp == interp) {
@@ -55,10 +56,9 @@ start_locked(_PyTraceRuntime *runtime, PyInterpreterState *interp,
     if (PyThread_tss_create(&books->reentrant_key) != 0) {
         return START_NO_KEY;
     }
-    bool shares_all = _PyTraceBooks_SharesMain(interp);
     // Hooks first, so that what is recorded is also seen being freed.
     if (_PyTraceHooks_Install(runtime) < 0
-        || _PyTraceBooks_Open(runtime, interp, max_nframe, shares_all) < 0)
+        || _PyTraceBooks_Open(runtime, interp, max_nframe) < 0)
     {
         PyThread_tss_delete(&books->reentrant_key);
         if (_PyTraceRuntime_IsIdle(runtime)) {
@@ -84,11 +84,11 @@ _PyTraceMalloc_Start(int max_nframe)
     if (interp->tracemalloc.tracing) {
         return 0;
     }
-    stop_interpreter(interp);
+    stop_world(interp);
     _PyTraceRuntime_Lock(runtime);
     start_result res = start_locked(runtime, interp, max_nframe);
     _PyTraceRuntime_Unlock(runtime);
-    resume_interpreter(interp);
+    start_world(interp);
 
     switch (res) {
         case START_OK:
@@ -130,11 +130,11 @@ stop(PyInterpreterState *interp)
         return;
     }
 
-    stop_interpreter(interp);
+    stop_world(interp);
     _PyTraceRuntime_Lock(runtime);
     bool stopped = stop_locked(runtime, &interp->tracemalloc, &contents);
     _PyTraceRuntime_Unlock(runtime);
-    resume_interpreter(interp);
+    start_world(interp);
 
     if (stopped) {
         _PyTraceContents_Free(&contents);
@@ -192,7 +192,7 @@ _PyTraceMalloc_BeforeFork(void)
     for (_PyTraceBooks *books = runtime->tracing; books != NULL;
          books = books->next)
     {
-        _PyTraceLock_LockShared(&books->lock);
+        _PyTraceLock_LockMutex(&books->lock);
     }
     if (runtime->directory != NULL) {
         PyMutex_LockFlags(&runtime->directory->mutex, _Py_LOCK_DONT_DETACH);
@@ -209,7 +209,7 @@ _PyTraceMalloc_AfterFork_Parent(void)
     for (_PyTraceBooks *books = runtime->tracing; books != NULL;
          books = books->next)
     {
-        _PyTraceLock_UnlockShared(&books->lock);
+        _PyTraceLock_UnlockMutex(&books->lock);
     }
     _PyTraceRuntime_Unlock(runtime);
 }
@@ -227,8 +227,8 @@ _PyTraceMalloc_AfterFork_Child(void)
          books = books->next)
     {
         _PyTraceLock_AfterFork(&books->lock);
-        _PyTraceMap_ForgetReservations(&books->traces);
-        books->spare = false;
+        // But for the one that belongs to nobody.
+        _PyTraceMap_ForgetReservations(&books->traces, books->spare);
         _PyTraceTable_ForgetReservations(&books->shared);
     }
     if (runtime->directory != NULL) {
@@ -447,7 +447,7 @@ static bool
 dump_from_books(int fd, _PyTraceBooks *books, const _PyTraceTaken *taken,
                 uintptr_t ptr)
 {
-    if (!_PyTraceLock_TryLockShared(&books->lock, DUMP_TIMEOUT)) {
+    if (!_PyTraceLock_TryLockMutex(&books->lock, DUMP_TIMEOUT)) {
         return false;
     }
     _PyTrace trace;
@@ -461,7 +461,7 @@ dump_from_books(int fd, _PyTraceBooks *books, const _PyTraceTaken *taken,
     if (found) {
         dump_traceback(fd, &books->intern, trace.traceback);
     }
-    _PyTraceLock_UnlockShared(&books->lock);
+    _PyTraceLock_UnlockMutex(&books->lock);
     return found;
 }
 

@@ -1,14 +1,14 @@
 // An interpreter's books: its traces.  Who allocates, and when, is the hooks'
 // business.
 //
-// Whenever the lock of the books is free, the sizes of all their traces are what
-// was added through the account, and the directory has an
-// entry for each trace in the table `shared`.
+// Whenever the lock of the books is free, the sizes of all their traces are
+// what was added through the account, and the directory has an entry for each
+// trace in the table `shared`.
 
 #include "Python.h"
 #include "pycore_frame.h"         // _PyInterpreterFrame
 #include "pycore_obmalloc.h"      // _PyObject_GetPoolBlockSize()
-#include "pycore_pystate.h"       // _PyInterpreterState_HasFeature()
+#include "pycore_pystate.h"       // _Py_IsMainInterpreter()
 #include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc.h"   // _PyTraceBooks
 
@@ -86,8 +86,8 @@ take_contents(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     contents->shared = books->shared;
     contents->intern = books->intern;
     contents->capture = NULL;
-    _PyTraceCapture_Forget(books->capture);
-    _PyTraceCounters_Forget(&runtime->counters, &books->account);
+    _PyTraceCapture_Clear(books->capture);
+    _PyTraceCounters_RemoveAccount(&runtime->counters, &books->account);
     init_contents(runtime, books);
 }
 
@@ -110,7 +110,7 @@ open_runtime(_PyTraceRuntime *runtime)
         if (directory == NULL) {
             return -1;
         }
-        // Pairs with the acquire in take_foreign().
+        // Pairs with the acquire in take_foreign() and is_nobodys().
         _Py_atomic_store_ptr_release(&runtime->directory, directory);
     }
     _PyTraceDirectory_Renew(runtime->directory, &runtime->below->raw);
@@ -120,7 +120,7 @@ open_runtime(_PyTraceRuntime *runtime)
 
 int
 _PyTraceBooks_Open(_PyTraceRuntime *runtime, PyInterpreterState *interp,
-                   int max_nframe, bool shares_all)
+                   int max_nframe)
 {
     _PyTraceBooks *books = &interp->tracemalloc;
     assert(!books->tracing);
@@ -131,15 +131,16 @@ _PyTraceBooks_Open(_PyTraceRuntime *runtime, PyInterpreterState *interp,
     if (capture == NULL) {
         return -1;
     }
-    _PyTraceLock_LockShared(&books->lock);
+    _PyTraceLock_LockMutex(&books->lock);
+    count_operation(books);
     init_contents(runtime, books);
     books->capture = capture;
     _PyTraceAccount_Init(&books->account, &books->lock);
     books->max_nframe = max_nframe;
-    books->shares_all = shares_all;
+    books->shares_all = _PyTraceBooks_SharesObmalloc(interp);
     books->tracing = 1;
     _PyTraceLock_Open(&books->lock, interp);
-    _PyTraceLock_UnlockShared(&books->lock);
+    _PyTraceLock_UnlockMutex(&books->lock);
 
     books->next = runtime->tracing;
     runtime->tracing = books;
@@ -167,13 +168,14 @@ _PyTraceBooks_Close(_PyTraceRuntime *runtime, _PyTraceBooks *books,
     unlink_books(runtime, books);
     _Py_atomic_store_int_relaxed(&runtime->ntracing, runtime->ntracing - 1);
 
-    _PyTraceLock_LockShared(&books->lock);
+    _PyTraceLock_LockMutex(&books->lock);
+    count_operation(books);
     books->tracing = 0;
     take_contents(runtime, books, contents);
     contents->capture = books->capture;
     books->capture = NULL;
     _PyTraceLock_Close(&books->lock);
-    _PyTraceLock_UnlockShared(&books->lock);
+    _PyTraceLock_UnlockMutex(&books->lock);
 
     if (runtime->ntracing == 0) {
         assert(_PyTraceCounters_Sum(&runtime->counters) == 0);
@@ -198,7 +200,7 @@ _PyTraceBooks_ForgetFrames(_PyTraceBooks *books)
 {
     lock_books(books);
     if (books->tracing) {
-        _PyTraceCapture_Forget(books->capture);
+        _PyTraceCapture_Clear(books->capture);
     }
     unlock_books(books);
 }
@@ -342,14 +344,15 @@ static inline _PyTracePoolPlace
 pool_place(_PyTraceBooks *books, uintptr_t ptr, size_t size)
 {
     _PyTracePoolPlace nowhere = {NULL, NULL};
+#ifdef Py_GIL_DISABLED
+    // There is no pymalloc.
+    return nowhere;
+#else
     if (size > SMALL_REQUEST_THRESHOLD) {
         return nowhere;
     }
     _PyTracePool *pool = _PyTracePools_Pool(&books->pools, ptr);
     if (pool == NULL || pool->used == 0) {
-#ifdef Py_GIL_DISABLED
-        return nowhere;
-#endif
         // Is it a pool, still or again?
         size_t block_size = _PyObject_GetPoolBlockSize((void *)ptr);
         if (block_size == 0) {
@@ -369,6 +372,7 @@ pool_place(_PyTraceBooks *books, uintptr_t ptr, size_t size)
         books->spare = true;
     }
     return _PyTracePool_FreePlace(pool, ptr);
+#endif
 }
 
 static inline _PyTraceBlock
@@ -512,11 +516,14 @@ set_last(_PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr)
 {
     _PyThreadStateImpl *impl = (_PyThreadStateImpl *)tstate;
     const _PyInterpreterFrame *frame = tstate->current_frame;
-    // A frame that is not complete yet is not known, and so not the same.
-    impl->tracemalloc.block = frame != NULL ? ptr : 0;
-    impl->tracemalloc.frame = frame;
-    impl->tracemalloc.instr = frame != NULL ? frame->instr_ptr : NULL;
-    impl->tracemalloc.operation = books->operations;
+    impl->tracemalloc.block = 0;
+    if (frame != NULL) {
+        // One that is not complete yet is not known, and so not the same.
+        impl->tracemalloc.block = ptr;
+        impl->tracemalloc.frame = frame;
+        impl->tracemalloc.instr = frame->instr_ptr;
+        impl->tracemalloc.operation = books->operations;
+    }
 }
 
 // Is a block the one that a thread recorded last, by the same instruction of
@@ -637,7 +644,7 @@ take_from(_PyTraceCaller *caller, _PyTraceBooks *books, unsigned int domain,
 }
 
 bool
-_PyTraceBooks_SharesMain(PyInterpreterState *interp)
+_PyTraceBooks_SharesObmalloc(PyInterpreterState *interp)
 {
     return !_Py_IsMainInterpreter(interp)
            && _PyInterpreterState_HasFeature(interp,
@@ -689,7 +696,7 @@ take_foreign(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
         take_private(caller, domain, ptr, keep_room, taken);
     }
     else if (caller->tstate != NULL
-             && _PyTraceBooks_SharesMain(caller->tstate->interp))
+             && _PyTraceBooks_SharesObmalloc(caller->tstate->interp))
     {
         (void)take_from(caller, &_PyRuntime._main_interpreter.tracemalloc,
                         domain, ptr, keep_room, taken);
@@ -699,10 +706,20 @@ take_foreign(_PyTraceCaller *caller, unsigned int domain, uintptr_t ptr,
 // May others have a trace of a block that the caller, whose books are open,
 // has got?
 static inline bool
-others_may_have(const _PyTraceCaller *caller, unsigned int domain, uintptr_t ptr)
+others_may_have(const _PyTraceCaller *caller, unsigned int domain,
+                uintptr_t ptr)
 {
     return _PyTraceDirectory_MayHave(caller->runtime->directory, domain, ptr)
            || caller->any_block || caller->books->shares_all;
+}
+
+// Is there the trace of a block that was in a pool where a larger one is now?
+// Only if it was freed behind the hooks.
+static inline bool
+is_left_behind(const _PyTraceBooks *books, uintptr_t ptr, size_t size)
+{
+    return size > SMALL_REQUEST_THRESHOLD
+           && _PyTracePools_Find(&books->pools, ptr).trace != NULL;
 }
 
 bool
@@ -723,7 +740,7 @@ _PyTraceBooks_RecordOwn(_PyTraceBooks *books, PyThreadState *tstate,
     _PyTracePoolPlace pooled = pool_place(books, ptr, size);
     // What is in the directory may be the trace of anybody, or in the table
     // `shared`.  A block of a pool has none there: who may free it takes it.
-    if (pooled.pool == NULL
+    if (pooled.pool == NULL && !is_left_behind(books, ptr, size)
         && !_PyTraceDirectory_MayHave(_PyRuntime.tracemalloc.directory,
                                       0, ptr)
         && (reserved ? map->old == NULL : _PyTraceMap_HasRoom(map)))
@@ -736,6 +753,7 @@ _PyTraceBooks_RecordOwn(_PyTraceBooks *books, PyThreadState *tstate,
                                      books->max_nframe, &id) == 0
         && _PyTraceAccount_TryAdd(&books->account, size))
     {
+        // From here on the block has its trace.
         if (pooled.trace != NULL) {
             _PyTracePools_AddAt(&books->pools, pooled, ptr, size, id);
             if (reserved) {
@@ -885,18 +903,18 @@ is_up_to_date(_PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr)
     _PyTraceback_Id id;
     uint64_t operations = _Py_atomic_load_uint64_relaxed(&books->operations);
     lock_own_books(books);
-    bool result = true;
+    bool same = true;
     // Without a GIL others may have been here after is_last().
     if (books->operations == operations + 1) {
-        result = _PyTraceBooks_Get(books, 0, ptr, &trace)
-                 && (trace.traceback == _PyTraceback_UNKNOWN
-                     || _PyTraceCapture_Traceback(
-                         books->capture, &books->intern, tstate,
-                         books->max_nframe, &id) < 0
-                     || trace.traceback == id);
+        same = _PyTraceBooks_Get(books, 0, ptr, &trace)
+               && (trace.traceback == _PyTraceback_UNKNOWN
+                   || _PyTraceCapture_Traceback(
+                       books->capture, &books->intern, tstate,
+                       books->max_nframe, &id) < 0
+                   || trace.traceback == id);
     }
     unlock_own_books(books);
-    return result;
+    return same;
 }
 #endif
 
@@ -926,9 +944,7 @@ void
 _PyTraceCaller_Reattribute(_PyTraceCaller *caller, uintptr_t ptr)
 {
     assert(caller->attached && caller->books->tracing);
-    if (_PyTraceBooks_ReattributeOwn(caller->books, caller->tstate, ptr)
-        || _Py_atomic_load_int_relaxed(&caller->runtime->ntracing) == 1)
-    {
+    if (_Py_atomic_load_int_relaxed(&caller->runtime->ntracing) == 1) {
         return;
     }
     // Interpreters that share an object allocator may also find each other's

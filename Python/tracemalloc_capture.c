@@ -4,15 +4,15 @@
 // or detached, and so takes no reference, makes no object and waits for
 // nothing.  That is safe because a thread looks at its own frames only: nobody
 // else pops them, each frame keeps its code object alive, and the code object
-// its filename and line table, which never change while it runs.
+// its filename and line table.
 //
 // The stack is walked but once for each activation of a function.  A frame
 // whose callers were found is marked (`callers_known`, which is zero in each
 // new activation), and what was found is remembered.  As long as the mark is
 // there the frame is the same activation, so its callers and the places where
-// they wait for it are the same as well: a walk ends at the first marked frame.
-// What is remembered may be lost at any time, but is never wrong: caches are
-// hashed, and each entry has its whole key in it.
+// they wait for it are the same as well: a walk ends at the first marked
+// frame.  What is remembered may be lost at any time, but is never wrong:
+// caches are hashed, and each entry has its whole key in it.
 //
 //   activations: frame -> its callers, and the last traceback from there
 //   sites:       instruction, callers -> traceback
@@ -26,7 +26,7 @@
 
 #include "Python.h"
 #include "pycore_code.h"          // _PyCode_InitAddressRange()
-#include "pycore_frame.h"         // _PyThreadState_GetFrame()
+#include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
 #include "pycore_pyhash.h"        // _Py_HashBytes()
 #include "pycore_tracemalloc.h"   // _PyTraceIntern
 
@@ -99,7 +99,7 @@ _PyTraceCapture_Free(_PyTraceCapture *capture)
 }
 
 void
-_PyTraceCapture_Forget(_PyTraceCapture *capture)
+_PyTraceCapture_Clear(_PyTraceCapture *capture)
 {
     memset(&capture->remembered, 0, sizeof(memory));
 }
@@ -120,16 +120,10 @@ frame_lineno(_PyInterpreterFrame *frame)
 {
     PyCodeObject *code = _PyFrame_GetCode(frame);
     int addr = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
-    int lineno;
-    if (addr < 0) {
-        // A generator that has not started yet.
-        lineno = code->co_firstlineno;
-    }
-    else {
-        PyCodeAddressRange range;
-        _PyCode_InitAddressRange(code, &range);
-        lineno = _PyCode_CheckLineNumber(addr, &range);
-    }
+    assert(addr >= 0);
+    PyCodeAddressRange range;
+    _PyCode_InitAddressRange(code, &range);
+    int lineno = _PyCode_CheckLineNumber(addr, &range);
     return lineno < 0 ? 0 : (unsigned int)lineno;
 }
 
@@ -241,7 +235,7 @@ find_traceback(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
 {
     uint32_t version = _PyFrame_GetCode(frame)->co_version;
     site *place = &w->capture->remembered.sites[
-        hash_key(frame->instr_ptr, version ^ callers << 16 ^ callers,
+        hash_key(frame->instr_ptr, version ^ (callers << 16) ^ callers,
                  SITE_BITS)];
     if (version != 0 && place->instr == frame->instr_ptr
         && place->version == version && place->callers == callers)

@@ -4,18 +4,18 @@
 // peak has to be the largest value that the sum ever had.  The way to do that
 // without asking for a lock each time is escrow (O'Neil, "The Escrow
 // Transactional Method", ACM TODS 11(4), 1986): the distance between the sum
-// and the peak is handed out to the interpreters' accounts as credit, and who
-// has credit can add that much without making a new peak, whatever the others
-// do meanwhile.  What is freed becomes credit.
+// and the peak is handed out to the interpreters' accounts as credit, and with
+// credit an account can add that much without making a new peak, whatever the
+// others do meanwhile.  What is freed becomes credit.
 //
 // At any time, whoever holds the runtime's mutex may rely on this:
 //
 //   share     == what was added through the account and not taken from it,
 //                + its credit if it is open
 //   committed == sum of all shares
-//   committed <= peak
+//   committed <= peak, unless there is a sole account (see below)
 //
-// so that the sum is never above the peak.  What is added without the mutex
+// so that no use of credit makes a new peak.  What is added without the mutex
 // turns credit into something added, and leaves the shares as they are.  To
 // learn the sum itself, or to raise the peak, all accounts are closed first:
 // their credit is taken away, and whoever wants to change a closed account has
@@ -26,9 +26,9 @@
 // largest sum was where its credit was the least.  The peak is brought up to
 // date when this account is closed, before any other is opened.
 //
-// Credits are guarded by the locks of the books.  Who holds the runtime's mutex
-// and some books may lock other books, too: nobody else does that, and who
-// holds books does not wait for the mutex.
+// Credits are guarded by the locks of the books.  A thread that holds the
+// runtime's mutex and some books may lock other books, too: no other does
+// that, and none waits for the mutex with books locked.
 //
 // An account is opened by its next operation and so pays for its closing;
 // accounts at rest stay closed and cost nothing.
@@ -41,8 +41,8 @@
 
 
 // Operations of an account, no other coming in between, until it is taken for
-// the only one in use.  If it is not after all then the next one has to lock its
-// books.
+// the only one in use.  If it is not after all, then the next one has to lock
+// its books.
 #ifdef Py_DEBUG
 #  define SOLE_AFTER 4            // try both more often
 #else
@@ -193,7 +193,8 @@ _PyTraceCounters_Remove(_PyTraceCounters *counters, _PyTraceAccount *account,
 }
 
 void
-_PyTraceCounters_Forget(_PyTraceCounters *counters, _PyTraceAccount *account)
+_PyTraceCounters_RemoveAccount(_PyTraceCounters *counters,
+                               _PyTraceAccount *account)
 {
     end_sole(counters, account);
     close_account(counters, account);

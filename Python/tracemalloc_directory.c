@@ -161,7 +161,7 @@ _PyTraceDirectory_Memory(_PyTraceDirectory *directory, size_t nentries)
 {
     lock(directory);
     const _PyTraceTable *table = &directory->table;
-    double part = nentries == 0 ? 0.0 : (double)nentries / table->used;
+    double part = table->used == 0 ? 0.0 : (double)nentries / table->used;
     size_t size = (size_t)(part * _PyTraceTable_Memory(table));
     unlock(directory);
     return size;

@@ -177,9 +177,7 @@ _PyTraceHooks_SetReentrant(bool reentrant)
 {
     void **mark = mark_field(_PyThreadState_GET());
     bool previous = *mark != NULL;
-    if (previous != reentrant) {
-        *mark = reentrant ? REENTRANT : NULL;
-    }
+    *mark = reentrant ? REENTRANT : NULL;
     return previous;
 }
 
@@ -200,7 +198,8 @@ below(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain)
     }
 }
 
-// begin_tracing() and end_tracing() for the calling thread.
+// For a thread that is not known to be attached: what it is may change while
+// the allocator below runs.
 
 static inline int
 enter(_PyTraceCaller *caller)
@@ -261,8 +260,8 @@ take(_PyTraceCaller *caller, PyMemAllocatorDomain domain, void *ptr,
     }
 }
 
-// Has an attached thread taken out the trace of this block already, in an outer
-// hook?
+// Has an attached thread taken out the trace of this block already, in an
+// outer hook?
 static inline bool
 is_taken(PyThreadState *tstate, void *ptr)
 {
@@ -284,7 +283,16 @@ is_nobodys(_PyTraceRuntime *runtime, PyThreadState *tstate, void *ptr)
     return !interp->tracemalloc.tracing
            && (directory == NULL
                || !_PyTraceDirectory_MayHave(directory, 0, (uintptr_t)ptr))
-           && !_PyTraceBooks_SharesMain(interp);
+           && !_PyTraceBooks_SharesObmalloc(interp);
+}
+
+// Is there nothing to do for a block that is given back or reallocated?
+static inline bool
+passes_by(_PyTraceRuntime *runtime, PyThreadState *tstate, void *ptr)
+{
+    return _PyTraceRuntime_IsIdle(runtime)
+           || (tstate != NULL && (is_taken(tstate, ptr)
+                                  || is_nobodys(runtime, tstate, ptr)));
 }
 
 static inline void
@@ -292,13 +300,15 @@ rerecord(_PyTraceCaller *caller, _PyTraceTaken *taken, void *ptr, size_t size,
          PyMemAllocatorDomain domain)
 {
     bool shared = domain == PYMEM_DOMAIN_RAW;
-    if (shared || !caller->attached
-        || !_PyTraceBooks_RecordOwn(caller->books, caller->tstate,
-                                    (uintptr_t)ptr, size, &taken->room))
+    if (!shared && caller->attached
+        && _PyTraceBooks_RecordOwn(caller->books, caller->tstate,
+                                   (uintptr_t)ptr, size, &taken->room))
     {
-        _PyTraceCaller_Rerecord(caller, taken, 0, (uintptr_t)ptr, size,
-                                shared);
+        // Room in another table, or in other books, was of no use.
+        _PyTraceCaller_Settle(caller, taken, false);
+        return;
     }
+    _PyTraceCaller_Rerecord(caller, taken, 0, (uintptr_t)ptr, size, shared);
 }
 
 // malloc(), calloc(), or realloc() of nothing.
@@ -399,10 +409,7 @@ hook_free(PyMemAllocatorDomain domain, void *ptr)
     const PyMemAllocatorEx *alloc = below(runtime, domain);
     PyThreadState *tstate = _PyThreadState_GET();
 
-    if (ptr == NULL || _PyTraceRuntime_IsIdle(runtime)
-        || (tstate != NULL && (is_taken(tstate, ptr)
-                               || is_nobodys(runtime, tstate, ptr))))
-    {
+    if (ptr == NULL || passes_by(runtime, tstate, ptr)) {
         alloc->free(alloc->ctx, ptr);
         return;
     }
@@ -428,10 +435,7 @@ hook_realloc(PyMemAllocatorDomain domain, void *ptr, size_t size)
     }
     const PyMemAllocatorEx *alloc = below(runtime, domain);
     PyThreadState *tstate = _PyThreadState_GET();
-    if (_PyTraceRuntime_IsIdle(runtime)
-        || (tstate != NULL && (is_taken(tstate, ptr)
-                               || is_nobodys(runtime, tstate, ptr))))
-    {
+    if (passes_by(runtime, tstate, ptr)) {
         return alloc->realloc(alloc->ctx, ptr, size);
     }
 

@@ -10,15 +10,14 @@
 //   (for the compiler only)           membarrier()
 //   reserved?  else inside = 0        wait until inside is 0
 //
-// One of both has to see what the other has written (T. J. Dekker's algorithm).
-// That would take a fence on either side; membarrier() executes one on all
-// processors that run a thread of this process, so that the left side, which is
-// run all the time, does without.
+// One of both has to see what the other has written (T. J. Dekker's
+// algorithm).  That would take a fence on either side; membarrier() executes
+// one on all processors that run a thread of this process, so that the left
+// side, which is run all the time, does without.
 //
 // Where there is no membarrier(), or no GIL, nothing is ever reserved.
 
 #include "Python.h"
-#include "pycore_ceval.h"         // struct _gil_runtime_state
 #include "pycore_interp.h"        // PyInterpreterState.ceval
 #include "pycore_pystate.h"       // _PyThreadState_GET()
 #include "pycore_tracemalloc.h"   // _PyTraceLock
@@ -26,22 +25,34 @@
 #ifdef _Py_TRACE_LOCK_RESERVES
 #  include <sched.h>              // sched_yield()
 #  include <sys/syscall.h>        // SYS_membarrier
+#  include <time.h>               // nanosleep()
 #  include <unistd.h>             // syscall()
 #endif
 
-// Holders of the GIL that take the mutex, nobody else coming in between, before
-// it is reserved for them again.  To take a reservation away costs as much as
-// some hundred of them save, so that this never doubles what the mutex costs.
+// Holders of the GIL that take the mutex, nobody else coming in between,
+// before it is reserved for them again.  To take a reservation away costs as
+// much as some hundred of them save, so that this never doubles what the mutex
+// costs.
 #ifdef Py_DEBUG
 #  define RESERVE_AFTER 16        // try both more often
 #else
 #  define RESERVE_AFTER 1000
 #endif
 
+// How often to yield to a holder of the GIL that is inside, before sleeping.
+#define YIELDS 1000
+
 
 /* --- The barrier -------------------------------------------------------- */
 
 #ifdef _Py_TRACE_LOCK_RESERVES
+
+static void
+pause_for(long ns)
+{
+    struct timespec duration = {.tv_nsec = ns};
+    (void)nanosleep(&duration, NULL);
+}
 
 // As in <linux/membarrier.h>, which may be older than the kernel.
 #define PRIVATE_EXPEDITED (1 << 3)
@@ -84,11 +95,17 @@ may_reserve(void)
 static void
 barrier(void)
 {
-    if (syscall(SYS_membarrier, PRIVATE_EXPEDITED, 0, 0) != 0) {
-        // A filter of system calls was installed after it was registered.
-        Py_FatalError("tracemalloc: membarrier() has worked before, "
-                      "but does not any more");
+    int err = errno;
+    while (syscall(SYS_membarrier, PRIVATE_EXPEDITED, 0, 0) != 0) {
+        if (errno != ENOMEM) {
+            // A filter of system calls was installed after it was registered.
+            Py_FatalError("tracemalloc: membarrier() has worked before, "
+                          "but does not any more");
+        }
+        // The kernel needs a little memory for it.
+        pause_for(1000000);
     }
+    errno = err;
 }
 #endif
 
@@ -104,8 +121,14 @@ end_reservation(_PyTraceLock *lock, PyTime_t timeout)
     _Py_atomic_store_int(&lock->reserved, 0);
     barrier();
     PyTime_t end = 0;
-    while (_Py_atomic_load_int(&lock->inside)) {
-        sched_yield();
+    for (int turns = 0; _Py_atomic_load_int(&lock->inside); turns++) {
+        if (turns < YIELDS) {
+            sched_yield();
+        }
+        else {
+            // Perhaps the holder of the GIL has a lower real-time priority.
+            pause_for(50000);
+        }
         if (timeout >= 0) {
             PyTime_t now;
             (void)PyTime_MonotonicRaw(&now);
@@ -113,7 +136,7 @@ end_reservation(_PyTraceLock *lock, PyTime_t timeout)
                 end = now + timeout;
             }
             if (now > end) {
-                // He is inside still.
+                // The holder of the GIL is still inside.
                 _Py_atomic_store_int(&lock->reserved, 1);
                 return false;
             }
@@ -180,14 +203,14 @@ _PyTraceLock_LockOwnSlowly(_PyTraceLock *lock)
 }
 
 void
-_PyTraceLock_LockShared(_PyTraceLock *lock)
+_PyTraceLock_LockMutex(_PyTraceLock *lock)
 {
     PyMutex_LockFlags(&lock->mutex, _Py_LOCK_DONT_DETACH);
     (void)end_reservation(lock, -1);
 }
 
 bool
-_PyTraceLock_TryLockShared(_PyTraceLock *lock, PyTime_t timeout)
+_PyTraceLock_TryLockMutex(_PyTraceLock *lock, PyTime_t timeout)
 {
     if (_PyMutex_LockTimed(&lock->mutex, timeout, _Py_LOCK_DONT_DETACH)
         != PY_LOCK_ACQUIRED)
@@ -202,7 +225,7 @@ _PyTraceLock_TryLockShared(_PyTraceLock *lock, PyTime_t timeout)
 }
 
 void
-_PyTraceLock_UnlockShared(_PyTraceLock *lock)
+_PyTraceLock_UnlockMutex(_PyTraceLock *lock)
 {
     PyMutex_Unlock(&lock->mutex);
 }
@@ -214,7 +237,7 @@ _PyTraceLock_Lock(_PyTraceLock *lock)
         _PyTraceLock_LockOwn(lock);
     }
     else {
-        _PyTraceLock_LockShared(lock);
+        _PyTraceLock_LockMutex(lock);
     }
 }
 
@@ -225,7 +248,7 @@ _PyTraceLock_Unlock(_PyTraceLock *lock)
         _PyTraceLock_UnlockOwn(lock);
     }
     else {
-        _PyTraceLock_UnlockShared(lock);
+        _PyTraceLock_UnlockMutex(lock);
     }
 }
 
@@ -236,6 +259,7 @@ _PyTraceLock_AfterFork(_PyTraceLock *lock)
     _PyMutex_at_fork_reinit(&lock->mutex);
     // Perhaps a thread was about to see that it has to take the mutex.
     lock->inside = 0;
+    lock->reserved = 0;
     if (lock->gil != NULL && !may_reserve()) {
         lock->gil = NULL;
     }

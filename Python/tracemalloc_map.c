@@ -1,10 +1,10 @@
-// The traces of an interpreter's own blocks: an open-addressing hash table keyed
-// by address.  A plain container: the caller locks.
+// The traces of an interpreter's own blocks: an open-addressing hash table
+// keyed by address.  A plain container: the caller locks.
 //
-// What the hot path needs is in the header.  Here is what changes the capacity:
-// the old slots stay, and each call from then on moves a few of them, so that
-// no call takes long.  An old slot whose trace is removed keeps a mark, for the
-// probes that pass over it.
+// What the hot path needs is in the header.  Here is what changes the
+// capacity: the old slots stay, and each call from then on moves a few of
+// them, so that no call takes long.  An old slot whose trace is removed keeps
+// a mark, for the probes that pass over it.
 
 #include "Python.h"
 #include "pycore_tracemalloc_containers.h"  // _PyTraceMap
@@ -16,7 +16,7 @@
 #define CAPACITY_LIMIT(capacity) ((capacity) / 4 * 3)
 
 // Old slots moved by a call.  A new capacity is used up by no fewer calls than
-// a fourth of the old one.
+// 3/16 of the old one.
 #define MOVES 16
 
 #define REMOVED 1
@@ -96,9 +96,7 @@ _PyTraceMap_ReserveSlowly(_PyTraceMap *map)
         move(map, MOVES);
     }
     if (map->used + map->reserved == map->limit) {
-        if (map->old != NULL) {
-            move(map, map->old_capacity);
-        }
+        // MOVES sees to it that there are no old slots.
         size_t capacity = map->capacity + map->capacity / 3;
         if (resize(map, Py_MAX(capacity, MIN_CAPACITY)) < 0) {
             return -1;
@@ -149,9 +147,10 @@ _PyTraceMap_RemoveSlowly(_PyTraceMap *map, _PyTraceBlock *block)
 }
 
 void
-_PyTraceMap_ForgetReservations(_PyTraceMap *map)
+_PyTraceMap_ForgetReservations(_PyTraceMap *map, size_t kept)
 {
-    map->reserved = 0;
+    assert(kept <= map->reserved);
+    map->reserved = kept;
 }
 
 static size_t

@@ -1,10 +1,10 @@
-// Traces of the blocks that lie in the pools of pymalloc, by pool and block.  A
-// plain container: the caller locks.
+// Traces of the blocks that lie in the pools of pymalloc, by pool and block.
+// A plain container: the caller locks.
 //
-// What the hot path needs is in the header.  Here is what makes and drops pools.
-// Nobody tells when a pool is given back or cut into blocks of another size;
-// but it cannot be while one of its blocks is alive, and so has a trace.  For
-// one without traces the caller asks again.
+// What the hot path needs is in the header.  Here is what makes and drops
+// pools.  Nobody tells when a pool is given back or cut into blocks of another
+// size; but it cannot be while one of its blocks is alive, and so has a trace.
+// For one without traces the caller asks again.
 
 #include "Python.h"
 #include "pycore_tracemalloc_containers.h"  // _PyTracePools
@@ -17,6 +17,11 @@ _PyTracePools_Init(_PyTracePools *pools, const PyMemAllocatorEx *allocator)
 {
     *pools = (_PyTracePools){.allocator = allocator};
 }
+
+// _PyTracePool_Index() is exact for every block.
+static_assert((POOL_SIZE >> ALIGNMENT_SHIFT)
+              * (SMALL_REQUEST_THRESHOLD >> ALIGNMENT_SHIFT) <= 1 << 16,
+              "the reciprocal of a block's size has 16 bits");
 
 // Slots for traces: one for each block, and one for what remains at the end.
 static size_t

@@ -1,9 +1,9 @@
-// The traces of an interpreter: an open-addressing hash table keyed by domain
-// and address.  A plain container: the caller locks.
+// Traces keyed by domain and address, in an open-addressing hash table.  A
+// plain container: the caller locks.
 //
-// The range of the hash is reduced by multiplication instead of a mask, so that
-// the table may have any size.  Deleting is Knuth's Algorithm 6.4R, which moves later entries of a
-// cluster back instead of leaving tombstones.
+// The range of the hash is reduced by multiplication instead of a mask, so
+// that the table may have any size.  Deleting is Knuth's Algorithm 6.4R, which
+// moves later entries of a cluster back instead of leaving tombstones.
 
 #include "Python.h"
 #include "pycore_tracemalloc_containers.h"  // _PyTraceTable

@@ -84,11 +84,11 @@ tracemalloc_interpreters.worker(workload, ready, go, report)
 def run(interp, workload, ready, go):
     reader, writer = os.pipe()
     error = _interpreters.exec(interp, SCRIPT, shared={
-        'directory': os.path.dirname(os.path.abspath(__file__)),
+        'directory': os.path.dirname(__file__),
         'workload': workload, 'ready': ready, 'go': go, 'report': writer})
     if error is not None:
         os.close(writer)
-        os.write(ready, b'!')   # main() may still be waiting for it
+        os.write(ready, b'!')   # measure() may be waiting for it
     with open(reader, encoding='utf-8') as stream:
         return json.load(stream) if error is None else error.formatted
 

@@ -8,18 +8,18 @@
 //
 // Layers; a file calls only what stands below it:
 //
-//   Modules/_tracemalloc.c        the Python module; raw data to objects
-//   Python/tracemalloc.c          start, stop, fork, the end; public C API
-//   Python/tracemalloc_hooks.c    allocator hooks, reference tracer
-//   Python/tracemalloc_books.c    record, take, copy out
-//   Python/tracemalloc_capture.c  a thread's frames to a traceback id
-//   Python/tracemalloc_counters.c    the process-wide sum and its peak
-//   Python/tracemalloc_lock.c     the lock of the books
-//   Python/tracemalloc_directory.c   who has the trace of a block
-//   Python/tracemalloc_intern.c   filenames and tracebacks, to ids and back
-//   Python/tracemalloc_pools.c    block of pymalloc to (size, traceback id)
-//   Python/tracemalloc_map.c      address to (size, traceback id)
-//   Python/tracemalloc_table.c    (domain, address) to (size, traceback id)
+//   Modules/_tracemalloc.c          the Python module; raw data to objects
+//   Python/tracemalloc.c            start, stop, fork, the end; public C API
+//   Python/tracemalloc_hooks.c      allocator hooks, reference tracer
+//   Python/tracemalloc_books.c      record, take, copy out
+//   Python/tracemalloc_capture.c    a thread's frames to a traceback id
+//   Python/tracemalloc_counters.c   the process-wide sum and its peak
+//   Python/tracemalloc_lock.c       the lock of the books
+//   Python/tracemalloc_directory.c  who has the trace of a block
+//   Python/tracemalloc_intern.c     filenames and tracebacks, to ids and back
+//   Python/tracemalloc_pools.c      block of pymalloc to (size, traceback id)
+//   Python/tracemalloc_map.c        address to (size, traceback id)
+//   Python/tracemalloc_table.c      (domain, address) to (size, traceback id)
 //
 // The last four are plain containers: no lock, no interpreter, no Python
 // object.  Filenames are copied as text, so that no reference is owned and
@@ -86,8 +86,9 @@ typedef struct _tracemalloc_capture _PyTraceCapture;
 typedef struct {
     PyMutex mutex;
 
-    // Is a holder of the GIL inside without the mutex, or about to look whether
-    // it may be?  Atomic; written by holders of the GIL only.
+    // Is a holder of the GIL inside without the mutex, or about to look
+    // whether it may be?  Atomic, but where no other can look; written by
+    // holders of the GIL only.
     int inside;
 
     // May holders of the GIL do without the mutex?  Atomic.  Written with the
@@ -99,12 +100,13 @@ typedef struct {
     unsigned int uses;
 
     // The GIL for whose holders it may be reserved, or NULL.  Written under
-    // the mutex, the runtime's and this GIL.
+    // the mutex, the runtime's and this GIL, or when no thread is left that
+    // could hold it.
     const struct _gil_runtime_state *gil;
 } _PyTraceLock;
 
 // Let it be reserved, from now on, for holders of this interpreter's GIL; and
-// no longer.  With the lock held by _LockShared().
+// no longer.  With the lock held by _LockMutex().
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceLock_Open(
     _PyTraceLock *lock, PyInterpreterState *interp);
@@ -112,12 +114,13 @@ extern void _PyTraceLock_Close(_PyTraceLock *lock);
 
 // For anybody.  None of these detaches the thread.
 // Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(void) _PyTraceLock_LockShared(_PyTraceLock *lock);
+PyAPI_FUNC(void) _PyTraceLock_LockMutex(_PyTraceLock *lock);
 // Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(void) _PyTraceLock_UnlockShared(_PyTraceLock *lock);
+PyAPI_FUNC(void) _PyTraceLock_UnlockMutex(_PyTraceLock *lock);
 
-// Give up after so many nanoseconds, more or less.  False if it was not locked.
-extern bool _PyTraceLock_TryLockShared(_PyTraceLock *lock, PyTime_t timeout);
+// Give up after so many nanoseconds, more or less.  False if it was not
+// locked.
+extern bool _PyTraceLock_TryLockMutex(_PyTraceLock *lock, PyTime_t timeout);
 
 // For a thread that is attached to the interpreter, or to another that has the
 // same GIL.  In a free-threaded build this is the mutex.
@@ -128,6 +131,8 @@ static inline void
 _PyTraceLock_LockOwn(_PyTraceLock *lock)
 {
 #ifdef _Py_TRACE_LOCK_RESERVES
+    // Not recursive.
+    assert(!_Py_atomic_load_int_relaxed(&lock->inside));
 #  ifdef _Py_THREAD_SANITIZER
     (void)_Py_atomic_exchange_int(&lock->inside, 1);
     int reserved = _Py_atomic_load_int(&lock->reserved);
@@ -158,12 +163,12 @@ _PyTraceLock_UnlockOwn(_PyTraceLock *lock)
     PyMutex_Unlock(&lock->mutex);
 }
 
-// _LockOwn() or _LockShared(), whichever it has to be.
+// _LockOwn() or _LockMutex(), whichever it has to be.
 extern void _PyTraceLock_Lock(_PyTraceLock *lock);
 extern void _PyTraceLock_Unlock(_PyTraceLock *lock);
 
 #ifdef HAVE_FORK
-// In the child: nobody holds it.  It was held by _LockShared(), or the books
+// In the child: nobody holds it.  It was held by _LockMutex(), or the books
 // are closed.
 extern void _PyTraceLock_AfterFork(_PyTraceLock *lock);
 #endif
@@ -210,13 +215,14 @@ typedef struct _tracemalloc_account {
 
     struct llist_node open;
 
-    // Of the books that the account belongs to.
+    // Of the books that the account belongs to.  Set before the first use.
     _PyTraceLock *lock;
 } _PyTraceAccount;
 
 #define _PyTraceAccount_CLOSED (-1)
 
-// To be called before anything else.
+// To be called before anything else, with the runtime's mutex held; the second
+// with the books locked, too.
 extern void _PyTraceCounters_Init(_PyTraceCounters *counters);
 extern void _PyTraceAccount_Init(_PyTraceAccount *account, _PyTraceLock *lock);
 
@@ -264,7 +270,7 @@ extern void _PyTraceCounters_Remove(
 
 // Close an account, whose books are locked, and take from the sum all that was
 // added through it.
-extern void _PyTraceCounters_Forget(
+extern void _PyTraceCounters_RemoveAccount(
     _PyTraceCounters *counters, _PyTraceAccount *account);
 
 // With the runtime's mutex held and no books locked.
@@ -350,7 +356,7 @@ struct _tracemalloc_allocators {
     PyMemAllocatorEx raw;
     PyMemAllocatorEx mem;
     PyMemAllocatorEx obj;
-    struct _tracemalloc_allocators *previous;
+    struct _tracemalloc_allocators *previous;     // reachable, for debuggers
 };
 
 // Makes _tracemalloc_runtime_state as large as it was in 3.13.0, where that
@@ -382,8 +388,8 @@ struct _tracemalloc_runtime_state {
 
     // Whose shared traces are whose.  NULL until an interpreter begins to
     // trace, then never changed or freed.  Written under the mutex, with
-    // release order; read without it, with acquire order.  Has a lock of its
-    // own.
+    // release order; read without it, with acquire order, or plainly by those
+    // who have open books, which were opened later.  Has a lock of its own.
     _PyTraceDirectory *directory;
 
     _PyTraceCounters counters;
@@ -428,8 +434,8 @@ struct _tracemalloc_interp_state {
     // Written and read like `tracing`.
     bool shares_all;
 
-    // How often the books were locked.  Written under the lock; read without
-    // it, relaxed, to see whether anything has changed.
+    // How often the books were locked to read or change traces.  Written under
+    // the lock; read without it, relaxed, to see whether anything has changed.
     uint64_t operations;
 
     // Changes whenever traceback ids lose their meaning.  Unique over all
@@ -446,8 +452,8 @@ struct _tracemalloc_interp_state {
     _PyTraceMap traces;
 
     // Is there room in `traces` for a block of a pool that is reallocated, and
-    // may move anywhere?  There is whenever a trace is put into a pool, so that
-    // no memory is needed then.
+    // may move anywhere?  There is whenever a trace is put into a pool, so
+    // that no memory is needed then.
     bool spare;
 
     // Blocks that anybody may free: those of the "raw" domain, and what is
@@ -473,7 +479,8 @@ struct _tracemalloc_interp_state {
 /* --- Capture ------------------------------------------------------------ */
 
 // What the tracebacks of some books were made from, so that the next one is
-// mostly found without a look at more than one frame.
+// mostly found without a look at more than one frame.  Guarded by the lock of
+// these books.
 
 // NULL if there is no memory.
 extern _PyTraceCapture *_PyTraceCapture_New(const PyMemAllocatorEx *allocator);
@@ -481,7 +488,7 @@ extern void _PyTraceCapture_Free(_PyTraceCapture *capture);
 
 // Needed when ids lose their meaning, and when what a frame or code object was
 // like when its traceback was found has changed.
-extern void _PyTraceCapture_Forget(_PyTraceCapture *capture);
+extern void _PyTraceCapture_Clear(_PyTraceCapture *capture);
 
 // Intern the traceback of a thread: the frames of `tstate`, which must be the
 // calling thread's own, or _PyTraceback_UNKNOWN if it is NULL.  -1 if there is
@@ -505,7 +512,8 @@ typedef struct {
     _PyTraceCapture *capture;     // NULL unless closed
 } _PyTraceContents;
 
-// Room for one trace, promised by some books.
+// Room for one trace, promised by some books.  Whoever has room uses it or
+// gives it back: with nobody inside a hook, none is out.
 typedef struct {
     _PyTraceBooks *books;         // may be gone: to be compared only
     uint64_t epoch;               // of these books; 0: no books
@@ -528,7 +536,7 @@ typedef struct {
     PyThreadState *tstate;        // attached or detached, or NULL
     bool attached;                // is it attached?
     bool locked;                  // does it hold the runtime's mutex?
-    bool any_block;               // may it name any block, freed or not?
+    bool any_block;               // may it name blocks that it does not own?
 } _PyTraceCaller;
 
 // A copy of an interpreter's traces, for a query.
@@ -576,8 +584,7 @@ _PyTraceCaller_End(_PyTraceCaller *caller)
 // `contents`, to be freed by _PyTraceContents_Free() outside the locks.  _Open
 // returns -1 if there is no memory.
 extern int _PyTraceBooks_Open(
-    _PyTraceRuntime *runtime, PyInterpreterState *interp, int max_nframe,
-    bool shares_all);
+    _PyTraceRuntime *runtime, PyInterpreterState *interp, int max_nframe);
 extern void _PyTraceBooks_Close(
     _PyTraceRuntime *runtime, _PyTraceBooks *books,
     _PyTraceContents *contents);
@@ -591,7 +598,7 @@ extern void _PyTraceBooks_Clear(
 // These need no lock.
 
 // Is this a subinterpreter that uses the main one's object allocator?
-extern bool _PyTraceBooks_SharesMain(PyInterpreterState *interp);
+extern bool _PyTraceBooks_SharesObmalloc(PyInterpreterState *interp);
 
 // Look at frames and code objects anew, of which something has changed.
 extern void _PyTraceBooks_ForgetFrames(_PyTraceBooks *books);
@@ -620,6 +627,9 @@ extern bool _PyTraceBooks_TakeOwn(
     _PyTraceBooks *books, uintptr_t ptr, bool keep_room,
     _PyTraceTaken *taken);
 
+// Give the trace of a block in domain 0, if there is one, the traceback of the
+// calling thread.  Without memory for it the trace stays as it was.  False if
+// there is none in these books.
 extern bool _PyTraceBooks_ReattributeOwn(
     _PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr);
 
@@ -641,10 +651,9 @@ extern void _PyTraceCaller_Rerecord(
 extern void _PyTraceCaller_Settle(
     _PyTraceCaller *caller, _PyTraceTaken *taken, bool put_back);
 
-// Give the trace of a block in domain 0, if there is one, the traceback of
-// the calling thread, which is attached and whose books are open.  Without
-// memory for it the trace stays as it was.  A trace in the books of another
-// interpreter that shares the object allocator moves to the caller's.
+// For a block in domain 0 that _PyTraceBooks_ReattributeOwn() has not found: a
+// trace in the books of another interpreter that shares the object allocator
+// moves to those of the caller, which is attached and whose books are open.
 extern void _PyTraceCaller_Reattribute(_PyTraceCaller *caller, uintptr_t ptr);
 
 // Copy the trace of a block; false if there is none.  With the books locked.
@@ -688,8 +697,9 @@ extern bool _PyTraceHooks_SetReentrant(bool reentrant);
 extern const _PyTraceTaken *_PyTraceHooks_GetTaken(
     const _PyTraceCaller *caller);
 
-// Find out who is calling.  Locks the runtime unless the thread is attached.
-// Valid until _PyTraceCaller_End(), which unlocks it.  A hook gets only blocks
+// Find out who is calling.  Locks the runtime unless the thread is attached:
+// that keeps its thread state and its interpreter where they are.  Valid until
+// _PyTraceCaller_End(), which unlocks it.  A hook gets only blocks
 // that its caller owns: `any_block` is false.
 extern void _PyTraceCaller_Begin(_PyTraceCaller *caller);
 
@@ -697,7 +707,7 @@ extern void _PyTraceCaller_Begin(_PyTraceCaller *caller);
 extern void _PyTraceCaller_BeginLocked(_PyTraceCaller *caller);
 
 // For PyRefTracer_SetTracer() and _GetTracer(): the user's tracer, which is
-// called by ours while an interpreter traces.
+// called by ours while an interpreter traces.  They take the runtime's mutex.
 extern void _PyTraceMalloc_SetRefTracer(PyRefTracer tracer, void *data);
 extern PyRefTracer _PyTraceMalloc_GetRefTracer(void **data);
 
@@ -706,9 +716,9 @@ extern PyRefTracer _PyTraceMalloc_GetRefTracer(void **data);
 
 // These act on the interpreter of the calling thread, which is attached.
 
-// Start tracing; does nothing if it traces already.  -1 with an exception
-// set, and nothing changed, if it can't.
-// Export for '_testinternalcapi' shared extension.
+// Start tracing, with 1 to UINT16_MAX frames of a traceback; does nothing if
+// it traces already.  -1 with an exception set, and nothing changed, if it
+// can't. Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(int) _PyTraceMalloc_Start(int max_nframe);
 
 // Stop tracing and forget all traces; does nothing if it does not trace.

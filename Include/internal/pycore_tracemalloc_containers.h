@@ -134,8 +134,8 @@ typedef struct {
 #define _PyTraceBlock_MAX_SIZE UINT32_MAX
 #define _PyTraceBlock_MIN_PTR 2
 
-// Like the table, but it grows by a third, so that it is never less than half
-// full, and the contents of the slots are moved bit by bit.
+// Like the table, but it grows by a third, so that it is at least half full
+// then, and the contents of the slots are moved bit by bit.
 //
 // Invariant: used + reserved <= limit < capacity, or all of them are 0.
 typedef struct {
@@ -298,7 +298,7 @@ _PyTraceMap_Remove(_PyTraceMap *map, _PyTraceBlock *block, bool keep_room)
 }
 
 // Nobody will come for what was promised.
-PyAPI_FUNC(void) _PyTraceMap_ForgetReservations(_PyTraceMap *map);
+PyAPI_FUNC(void) _PyTraceMap_ForgetReservations(_PyTraceMap *map, size_t kept);
 
 // Write all traces, in no particular order, to an array of `used` elements.
 PyAPI_FUNC(void) _PyTraceMap_Copy(const _PyTraceMap *map, _PyTrace *out);
@@ -421,8 +421,9 @@ _PyTracePools_Find(const _PyTracePools *pools, uintptr_t ptr)
     return place;
 }
 
-// What a block needs before it gets its place: make the pool known, with blocks
-// of this size in bytes.  It has no traces.  NULL if there is no memory.
+// What a block needs before it gets its place: make the pool known, with
+// blocks of this size in bytes.  It has no traces.  NULL if there is no
+// memory.
 PyAPI_FUNC(_PyTracePool *) _PyTracePools_Prepare(
     _PyTracePools *pools, uintptr_t ptr, size_t block_size);
 
@@ -451,9 +452,9 @@ _PyTracePools_AddAt(_PyTracePools *pools, _PyTracePoolPlace place,
         ptr - _PyTracePool_Address(place.pool, place.trace));
 }
 
-// Pools without traces are kept, to be used again, until they are more than the
-// others and this.
-#define _PyTracePools_MAX_EMPTY 64
+// Pools without traces are kept, to be used again, until they are more than
+// the others and this.
+#define _PyTracePools_KEEP_EMPTY 64
 
 PyAPI_FUNC(void) _PyTracePools_DropEmpty(_PyTracePools *pools);
 
@@ -465,7 +466,7 @@ _PyTracePools_Remove(_PyTracePools *pools, _PyTracePoolPlace place)
     pools->used--;
     if (--place.pool->used == 0
         && ++pools->nempty > Py_MAX(pools->npools / 2,
-                                    _PyTracePools_MAX_EMPTY))
+                                    _PyTracePools_KEEP_EMPTY))
     {
         _PyTracePools_DropEmpty(pools);
     }

@@ -199,11 +199,11 @@ class CallTests(TracebackTestCase):
         # A tree of calls, with the same few functions on many lines.
         source = ['def call(functions, choose, record, depth):']
         for i in range(10):
-            source += [f'    for _ in range(choose(0, 1)):',
-                       f'        if depth:',
-                       f'            functions[choose(0, 2)]('
-                       f'functions, choose, record, depth - 1)',
-                       f'        record()']
+            source += ['    for _ in range(choose(0, 1)):',
+                       '        if depth:',
+                       '            functions[choose(0, 2)]('
+                       'functions, choose, record, depth - 1)',
+                       '        record()']
         for record in self.each_limit():
             functions = []
             for i in range(3):

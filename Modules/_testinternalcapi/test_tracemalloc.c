@@ -1633,9 +1633,9 @@ lock_foreigner(void *arg)
     lock_thread *self = arg;
     lock_test *test = self->test;
     while (!_Py_atomic_load_int(&test->stop)) {
-        _PyTraceLock_LockShared(&test->lock);
+        _PyTraceLock_LockMutex(&test->lock);
         lock_change_number(test);
-        _PyTraceLock_UnlockShared(&test->lock);
+        _PyTraceLock_UnlockMutex(&test->lock);
         pause_for_a_while(500000 + ++test->passes[self->index] % 70000);
     }
     PyThread_release_lock(test->done[self->index]);
@@ -1667,9 +1667,9 @@ test_tracelock(PyObject *self, PyObject *Py_UNUSED(args))
     static lock_test test;
     lock_thread threads[NFOREIGNERS];
     memset(&test, 0, sizeof(test));
-    _PyTraceLock_LockShared(&test.lock);
+    _PyTraceLock_LockMutex(&test.lock);
     _PyTraceLock_Open(&test.lock, PyInterpreterState_Get());
-    _PyTraceLock_UnlockShared(&test.lock);
+    _PyTraceLock_UnlockMutex(&test.lock);
 
     bool failed = false;
     for (int i = 0; i < NFOREIGNERS && !failed; i++) {

@@ -2194,7 +2194,12 @@ map_shrinks(test_state *t)
           "the map is not valid");
     CHECK(_PyTraceMap_Memory(map) < peak / 20, "%zu bytes for %zu traces",
           _PyTraceMap_Memory(map), left);
-    _PyTraceMap_ForgetReservations(map);
+    if (_PyTraceMap_Reserve(map) < 0) {
+        return -1;
+    }
+    _PyTraceMap_ForgetReservations(map, 1);
+    CHECK(map->reserved == 1, "%zu slots promised", map->reserved);
+    _PyTraceMap_ForgetReservations(map, 0);
     return check_memory(t);
 }
 

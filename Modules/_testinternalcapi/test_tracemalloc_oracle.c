@@ -33,6 +33,7 @@
 #include "pycore_interp.h"        // _PyInterpreterState_LookUpID()
 #include "pycore_lock.h"          // PyMutex
 #include "pycore_parking_lot.h"   // Py_PARK_OK
+#include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_semaphore.h"     // _PySemaphore
 #include "pycore_tracemalloc.h"   // _PyTraceBooks_Snapshot()
 
@@ -1218,6 +1219,29 @@ compare(const items_t *expected, const items_t *found, bool rebase,
     }
 }
 
+/* Nobody is reallocating a block now, so no room is promised to anybody. */
+static void
+check_promises(void)
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    PyMutex_Lock(&runtime->mutex);
+    for (_PyTraceBooks *books = runtime->tracing; books != NULL;
+         books = books->next)
+    {
+        size_t promised = books->traces.reserved + books->shared.reserved;
+        if (promised != books->spare) {
+            fail("%zu traces have been promised room", promised);
+        }
+    }
+    if (runtime->directory != NULL
+        && runtime->directory->table.reserved != 0)
+    {
+        fail("%zu entries of the directory have been promised room",
+             runtime->directory->table.reserved);
+    }
+    PyMutex_Unlock(&runtime->mutex);
+}
+
 /* Compare everything.  With `rebase`, traces that are not the oracle's become
    the baseline; without it they must be in the baseline. */
 static void
@@ -1238,6 +1262,7 @@ audit(bool rebase)
     size_t sum = collect_found(&found, snapshots);
     collect_expected(&expected, !rebase);
     compare(&expected, &found, rebase, snapshots);
+    check_promises();
     _PyTraceMalloc_GetTracedMemory(&size, &peak);
     unsigned int ignored;
     if (sum != size || (peak != 0 && count_tracing(&ignored) == 0)) {

@@ -25,15 +25,15 @@
    all threads where one executes membarrier().  This is what x86-64 does
    (P. Sewell et al., "x86-TSO", CACM 53(7), 2010).
 
-   Two threads share the GIL.  They lock by _LockOwn() and by _LockShared().
-   FOREIGN others do without the GIL: _LockShared(), and _TryLockShared(),
+   Two threads share the GIL.  They lock by _LockOwn() and by _LockMutex().
+   FOREIGN others do without the GIL: _LockMutex(), and _TryLockShared(),
    which gives up at any time.  All of them run forever.
 
    What is claimed
    ---------------
    Two threads never have the lock at the same time.
    No increment is lost: who has the lock sees those of all others.
-   Who has it by _LockShared() finds it not reserved: so a child, forked under
+   Who has it by _LockMutex() finds it not reserved: so a child, forked under
    it, has nothing to do but to make the mutex and INSIDE new.
    There is no deadlock.
    With FAIR=1, each call of the thread that WATCH says comes back: if every
@@ -46,7 +46,7 @@
    code clears INSIDE with release order; the barrier does the rest.
    What compilers reorder: that is some of the BUGs.
    How often the mutex is taken until it is reserved again: here any number.
-   Opening and closing of books: under _LockShared(), with the GIL.
+   Opening and closing of books: under _LockMutex(), with the GIL.
 
    How to run it
    -------------

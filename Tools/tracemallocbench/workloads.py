@@ -9,7 +9,6 @@ the clock on the wall.
 
 import gc
 import os
-import sys
 import threading
 import time
 from itertools import repeat

@@ -696,6 +696,27 @@ op_clear(fuzz_state *f)
 }
 
 static void
+do_frames_of(fuzz_state *f, unsigned int flags, size_t count)
+{
+    size_t i = next_byte(&f->input);
+    if (flags & 4) {
+        // The last one.
+        i = f->main.ntraceback - 1;
+    }
+    op_add_frames_of(f, i, flags & 8 ? count - 1 : SIZE_MAX);
+}
+
+static void
+do_copies(fuzz_state *f, unsigned int flags, size_t count)
+{
+    size_t i = next_byte(&f->input);
+    const fuzz_set *set = flags & 4 ? &f->copy : &f->main;
+    for (; count > 0; count--) {
+        op_copy_traceback(f, set, i++);
+    }
+}
+
+static void
 step(fuzz_state *f)
 {
     fuzz_input *input = &f->input;
@@ -719,29 +740,18 @@ step(fuzz_state *f)
     case 5: case 6:
         do_frames(f, count);
         break;
-    case 7: {
-        size_t i = next_byte(input);
-        if (flags & 4) {
-            // The last one.
-            i = f->main.ntraceback - 1;
-        }
-        op_add_frames_of(f, i, flags & 8 ? count - 1 : SIZE_MAX);
+    case 7:
+        do_frames_of(f, flags, count);
         break;
-    }
     case 8:
         op_end(f, Py_MAX(next_total(f), f->npending));
         break;
     case 9:
         op_copy(f);
         break;
-    case 10: case 11: {
-        size_t i = next_byte(input);
-        const fuzz_set *set = flags & 4 ? &f->copy : &f->main;
-        for (; count > 0; count--) {
-            op_copy_traceback(f, set, i++);
-        }
+    case 10: case 11:
+        do_copies(f, flags, count);
         break;
-    }
     case 12:
         do_pair(f);
         break;

@@ -319,55 +319,74 @@ op_clear(fuzz_state *f)
           f->heap.live);
 }
 
+// With keys that the input makes up.
+static void
+do_keys(fuzz_state *f, const fuzz_step *what)
+{
+    fuzz_keys keys = next_keys(&f->input);
+    bool flag = what->flags & 1;
+    uint32_t size = 1;
+    if (what->op <= 2) {
+        size = (uint32_t)next_number(&f->input, UINT32_MAX);
+    }
+    for (size_t i = 0; i < what->count; i++) {
+        uintptr_t ptr = key_at(&keys, 0, i);
+        switch (what->op) {
+        case 0: case 1: case 2:
+            op_put(f, ptr, size, flag);
+            break;
+        case 3: case 4:
+            op_remove(f, ptr, flag);
+            break;
+        case 10:
+            (void)check_find(f, ptr);
+            break;
+        default:
+            // Put and remove in turns, which moves old slots at any size.
+            op_put(f, ptr, size, flag);
+            op_remove(f, ptr, what->flags & 2);
+            break;
+        }
+    }
+}
+
+// With blocks that are in the map.
+static void
+do_blocks(fuzz_state *f, const fuzz_step *what)
+{
+    size_t i = 4 * next_byte(&f->input);
+    bool flag = what->flags & 1;
+    uint32_t size = 0;
+    if (what->op == 7) {
+        size = (uint32_t)next_number(&f->input, UINT32_MAX);
+    }
+    for (size_t n = what->count; n > 0 && f->used > 0; n--) {
+        i = model_next(f, i);
+        if (what->op != 7) {
+            op_remove(f, f->blocks[i].ptr, flag);
+            i += 1 + (what->flags >> 1 & 3);
+            continue;
+        }
+        if (flag) {
+            op_replace(f, f->blocks[i].ptr, size);
+        }
+        else {
+            op_change(f, f->blocks[i].ptr, size);
+        }
+        i++;
+    }
+}
+
 static void
 step(fuzz_state *f)
 {
-    fuzz_input *input = &f->input;
-    fuzz_step what = next_step(input);
-    unsigned int flags = what.flags;
+    fuzz_step what = next_step(&f->input);
     size_t count = what.count;
-    bool flag = flags & 1;
-    fuzz_keys keys;
-    uint32_t size;
 
     switch (what.op) {
-    case 0: case 1: case 2:
-        keys = next_keys(input);
-        size = (uint32_t)next_number(input, UINT32_MAX);
-        for (size_t i = 0; i < count; i++) {
-            op_put(f, key_at(&keys, 0, i), size, flag);
-        }
+    case 5: case 6: case 7:
+        do_blocks(f, &what);
         break;
-    case 3: case 4:
-        keys = next_keys(input);
-        for (size_t i = 0; i < count; i++) {
-            op_remove(f, key_at(&keys, 0, i), flag);
-        }
-        break;
-    case 5: case 6: {
-        size_t i = 4 * next_byte(input);
-        for (; count > 0 && f->used > 0; count--) {
-            i = model_next(f, i);
-            op_remove(f, f->blocks[i].ptr, flag);
-            i += 1 + (flags >> 1 & 3);
-        }
-        break;
-    }
-    case 7: {
-        size_t i = 4 * next_byte(input);
-        size = (uint32_t)next_number(input, UINT32_MAX);
-        for (; count > 0 && f->used > 0; count--) {
-            i = model_next(f, i);
-            if (flag) {
-                op_replace(f, f->blocks[i].ptr, size);
-            }
-            else {
-                op_change(f, f->blocks[i].ptr, size);
-            }
-            i++;
-        }
-        break;
-    }
     case 8:
         while (count-- > 0 && op_reserve(f)) {
         }
@@ -377,35 +396,24 @@ step(fuzz_state *f)
             op_unreserve(f);
         }
         break;
-    case 10:
-        keys = next_keys(input);
-        for (size_t i = 0; i < count; i++) {
-            (void)check_find(f, key_at(&keys, 0, i));
-        }
-        break;
     case 11:
-        next_failure(input, &f->heap);
+        next_failure(&f->input, &f->heap);
         break;
     case 12:
         f->heap.fail_in = 0;
         break;
     case 13:
-        _PyTraceMap_ForgetReservations(&f->map);
-        f->reserved = 0;
+        f->reserved = Py_MIN(f->reserved, what.flags);
+        _PyTraceMap_ForgetReservations(&f->map, f->reserved);
         break;
     case 14:
         // Rarely, since it undoes what took many bytes.
-        if (flags == 7) {
+        if (what.flags == 7) {
             op_clear(f);
         }
         break;
     default:
-        // Put and remove in turns, which moves old slots at any size.
-        keys = next_keys(input);
-        for (size_t i = 0; i < count; i++) {
-            op_put(f, key_at(&keys, 0, i), 1, flag);
-            op_remove(f, key_at(&keys, 0, i), flags & 2);
-        }
+        do_keys(f, &what);
         break;
     }
 }

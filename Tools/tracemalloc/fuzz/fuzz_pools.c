@@ -381,7 +381,7 @@ op_remove(fuzz_state *f, uintptr_t ptr)
     size_t nempty = before.nempty + 1;
     bool drops = f->npools < npools
                  && nempty > Py_MAX(before.npools - nempty,
-                                    _PyTracePools_MAX_EMPTY);
+                                    _PyTracePools_KEEP_EMPTY);
     CHECK((f->pools.slots != before.slots)
           == (drops && f->heap.failures == failures),
           "%zu of %zu pools are empty and were %sdropped", nempty,
@@ -512,76 +512,101 @@ block_at(const fuzz_keys_of_pools *keys, size_t i)
            + block % nblocks * keys->block_size + keys->offset;
 }
 
+// With blocks of pools that the input makes up.
 static void
-step(fuzz_state *f)
+do_pools(fuzz_state *f, const fuzz_step *what)
 {
-    fuzz_input *input = &f->input;
-    fuzz_step what = next_step(input);
-    unsigned int flags = what.flags;
-    size_t count = what.count;
-    fuzz_keys_of_pools keys;
-    uint16_t size;
-
-    switch (what.op) {
-    case 0: case 1: case 2:
-        keys = next_pools(f, flags);
-        size = (uint16_t)next_number(input, UINT16_MAX);
-        for (size_t i = 0; i < count; i++) {
-            op_add(f, block_at(&keys, i), keys.block_size, size);
-        }
-        break;
-    case 3: case 4:
-        keys = next_pools(f, flags);
-        for (size_t i = 0; i < count; i++) {
-            op_remove(f, block_at(&keys, i));
-        }
-        break;
-    case 5: case 6: {
-        size_t i = 4 * next_byte(input);
-        for (; count > 0 && f->used > 0; count--) {
-            i = model_next(f, i);
-            op_remove(f, f->blocks[i].ptr);
-            i += 1 + (flags & 3);
-        }
-        break;
+    fuzz_keys_of_pools keys = next_pools(f, what->flags);
+    uint16_t size = 1;
+    if (what->op <= 2) {
+        size = (uint16_t)next_number(&f->input, UINT16_MAX);
     }
-    case 7: {
-        size_t i = 4 * next_byte(input);
-        size = (uint16_t)next_number(input, UINT16_MAX);
-        for (; count > 0 && f->used > 0; count--) {
-            i = model_next(f, i);
+    for (size_t i = 0; i < what->count; i++) {
+        uintptr_t ptr = block_at(&keys, i);
+        switch (what->op) {
+        case 0: case 1: case 2:
+            op_add(f, ptr, keys.block_size, size);
+            break;
+        case 3: case 4:
+            op_remove(f, ptr);
+            break;
+        case 8:
+            // Not every pool that is made known gets a block.
+            (void)op_prepare(f, ptr, keys.block_size);
+            break;
+        case 10:
+            (void)check_find(f, ptr);
+            break;
+        default:
+            // Add and remove in turns: pools become empty, and are dropped.
+            op_add(f, ptr, keys.block_size, size);
+            op_remove(f, ptr);
+            break;
+        }
+    }
+    if (what->op == 10) {
+        check_around(f, block_at(&keys, 0));
+    }
+}
+
+// With any addresses of a pool, in what remains at its end, too.
+static void
+do_addresses(fuzz_state *f, const fuzz_step *what)
+{
+    fuzz_keys_of_pools keys = next_pools(f, what->flags);
+    uintptr_t ptr = (pool_at(&keys, 0)
+                     + next_bytes(&f->input, 2) % POOL_SIZE);
+    uint16_t size = 0;
+    if (what->op == 9) {
+        size = (uint16_t)next_number(&f->input, UINT16_MAX);
+    }
+    for (size_t i = 0; i < what->count; i++) {
+        if (what->op == 9) {
+            op_add(f, ptr + i * (1 + keys.offset), keys.block_size, size);
+        }
+        else {
+            (void)check_find(f, ptr + i);
+        }
+    }
+}
+
+// With blocks that have a trace.
+static void
+do_blocks(fuzz_state *f, const fuzz_step *what)
+{
+    size_t i = 4 * next_byte(&f->input);
+    uint16_t size = 0;
+    if (what->op == 7) {
+        size = (uint16_t)next_number(&f->input, UINT16_MAX);
+    }
+    for (size_t n = what->count; n > 0 && f->used > 0; n--) {
+        i = model_next(f, i);
+        if (what->op == 7) {
             op_change(f, f->blocks[i].ptr, size);
             i++;
         }
-        break;
+        else {
+            op_remove(f, f->blocks[i].ptr);
+            i += 1 + (what->flags & 3);
+        }
     }
-    case 8:
-        // Not every pool that is made known gets a block.
-        keys = next_pools(f, flags);
-        for (size_t i = 0; i < count; i++) {
-            (void)op_prepare(f, block_at(&keys, i), keys.block_size);
-        }
+}
+
+static void
+step(fuzz_state *f)
+{
+    fuzz_step what = next_step(&f->input);
+
+    switch (what.op) {
+    case 5: case 6: case 7:
+        do_blocks(f, &what);
         break;
-    case 9: {
-        // Any address, in what remains at the end of a pool, too.
-        keys = next_pools(f, flags);
-        uintptr_t ptr = pool_at(&keys, 0) + next_bytes(input, 2) % POOL_SIZE;
-        size = (uint16_t)next_number(input, UINT16_MAX);
-        for (size_t i = 0; i < count; i++) {
-            op_add(f, ptr + i * (1 + keys.offset), keys.block_size, size);
-        }
-        break;
-    }
-    case 10:
-        keys = next_pools(f, flags);
-        for (size_t i = 0; i < count; i++) {
-            (void)check_find(f, block_at(&keys, i));
-        }
-        check_around(f, block_at(&keys, 0));
+    case 9: case 13:
+        do_addresses(f, &what);
         break;
     case 11:
-        next_failure(input, &f->heap);
-        if (f->heap.fail_in > 0 && flags & 1) {
+        next_failure(&f->input, &f->heap);
+        if (f->heap.fail_in > 0 && what.flags & 1) {
             // Not before the pools need slots, if each call is for a pool.
             f->heap.fail_in += (unsigned int)(
                 f->pools.capacity / 2 - f->pools.npools);
@@ -590,27 +615,14 @@ step(fuzz_state *f)
     case 12:
         f->heap.fail_in = 0;
         break;
-    case 13: {
-        keys = next_pools(f, flags);
-        uintptr_t ptr = pool_at(&keys, 0) + next_bytes(input, 2) % POOL_SIZE;
-        for (size_t i = 0; i < count; i++) {
-            (void)check_find(f, ptr + i);
-        }
-        break;
-    }
     case 14:
         // Rarely, since it undoes what took many bytes.
-        if (flags == 7) {
+        if (what.flags == 7) {
             op_clear(f);
         }
         break;
     default:
-        // Add and remove in turns: pools become empty, and are dropped.
-        keys = next_pools(f, flags);
-        for (size_t i = 0; i < count; i++) {
-            op_add(f, block_at(&keys, i), keys.block_size, 1);
-            op_remove(f, block_at(&keys, i));
-        }
+        do_pools(f, &what);
         break;
     }
 }

@@ -320,57 +320,70 @@ op_clear(fuzz_state *f)
           f->heap.live);
 }
 
+// With keys that the input makes up.
+static void
+do_keys(fuzz_state *f, const fuzz_step *what)
+{
+    unsigned int domain = domains[what->flags >> 1 & 3];
+    fuzz_keys keys = next_keys(&f->input);
+    size_t size = 0;
+    if (what->op <= 2) {
+        size = (size_t)next_number(&f->input, SIZE_MAX);
+    }
+    for (size_t i = 0; i < what->count; i++) {
+        uintptr_t ptr = key_at(&keys, domain, i);
+        switch (what->op) {
+        case 0: case 1: case 2:
+            op_put(f, domain, ptr, size);
+            break;
+        case 3: case 4:
+            op_remove(f, domain, ptr, what->flags & 1);
+            break;
+        default:
+            (void)check_find(f, domain, ptr);
+            break;
+        }
+    }
+}
+
+// With traces that are in the table.
+static void
+do_traces(fuzz_state *f, const fuzz_step *what)
+{
+    size_t i = 4 * next_byte(&f->input);
+    bool flag = what->flags & 1;
+    size_t size = 0;
+    if (what->op == 7) {
+        size = (size_t)next_number(&f->input, SIZE_MAX);
+    }
+    for (size_t n = what->count; n > 0 && f->used > 0; n--) {
+        i = model_next(f, i);
+        const _PyTrace *trace = &f->traces[i];
+        if (what->op != 7) {
+            op_remove(f, trace->domain, trace->ptr, flag);
+            i += 1 + (what->flags >> 1 & 3);
+            continue;
+        }
+        if (flag) {
+            op_replace(f, trace->domain, trace->ptr, size);
+        }
+        else {
+            op_change(f, trace->domain, trace->ptr, size);
+        }
+        i++;
+    }
+}
+
 static void
 step(fuzz_state *f)
 {
-    fuzz_input *input = &f->input;
-    fuzz_step what = next_step(input);
-    unsigned int flags = what.flags;
+    fuzz_step what = next_step(&f->input);
     size_t count = what.count;
-    bool flag = flags & 1;
-    unsigned int domain = domains[flags >> 1 & 3];
-    fuzz_keys keys;
-    size_t size;
 
     switch (what.op) {
-    case 0: case 1: case 2:
-        keys = next_keys(input);
-        size = (size_t)next_number(input, SIZE_MAX);
-        for (size_t i = 0; i < count; i++) {
-            op_put(f, domain, key_at(&keys, domain, i), size);
-        }
+    case 5: case 6: case 7:
+        do_traces(f, &what);
         break;
-    case 3: case 4:
-        keys = next_keys(input);
-        for (size_t i = 0; i < count; i++) {
-            op_remove(f, domain, key_at(&keys, domain, i), flag);
-        }
-        break;
-    case 5: case 6: {
-        size_t i = 4 * next_byte(input);
-        for (; count > 0 && f->used > 0; count--) {
-            i = model_next(f, i);
-            op_remove(f, f->traces[i].domain, f->traces[i].ptr, flag);
-            i += 1 + (flags >> 1 & 3);
-        }
-        break;
-    }
-    case 7: {
-        size_t i = 4 * next_byte(input);
-        size = (size_t)next_number(input, SIZE_MAX);
-        for (; count > 0 && f->used > 0; count--) {
-            i = model_next(f, i);
-            const _PyTrace *trace = &f->traces[i];
-            if (flag) {
-                op_replace(f, trace->domain, trace->ptr, size);
-            }
-            else {
-                op_change(f, trace->domain, trace->ptr, size);
-            }
-            i++;
-        }
-        break;
-    }
     case 8: case 9:
         while (count-- > 0 && op_reserve(f)) {
         }
@@ -380,14 +393,8 @@ step(fuzz_state *f)
             op_unreserve(f);
         }
         break;
-    case 11:
-        keys = next_keys(input);
-        for (size_t i = 0; i < count; i++) {
-            (void)check_find(f, domain, key_at(&keys, domain, i));
-        }
-        break;
     case 12:
-        next_failure(input, &f->heap);
+        next_failure(&f->input, &f->heap);
         break;
     case 13:
         f->heap.fail_in = 0;
@@ -396,11 +403,14 @@ step(fuzz_state *f)
         _PyTraceTable_ForgetReservations(&f->table);
         f->reserved = 0;
         break;
-    default:
+    case 15:
         // Rarely, since it undoes what took many bytes.
-        if (flags == 7) {
+        if (what.flags == 7) {
             op_clear(f);
         }
+        break;
+    default:
+        do_keys(f, &what);
         break;
     }
 }
