@@ -21,6 +21,11 @@ try() {
     g -C "$repo" apply --index --whitespace=nowarn "${@:2}" "$1" >>"$LOG" 2>&1 </dev/null
 }
 
+# whole PATH: what to say of a file of CPython's that the series rewrites.
+whole() {
+    if grep -qxF -- "$1" "$PATCHES/OWNED"; then echo ' (the series replaces it as a whole)'; fi
+}
+
 total=0
 open=0
 while IFS= read -r file; do
@@ -35,7 +40,7 @@ while IFS= read -r file; do
         open=$((open + 1))
         printf '      needs porting: %s\n' "$name"
         while IFS=$'\t' read -r _ _ path; do
-            try "$file" -C0 --include="$path" || printf '          %s\n' "$path"
+            try "$file" -C0 --include="$path" || printf '          %s%s\n' "$path" "$(whole "$path")"
         done < <(g apply --numstat "$file" 2>>"$LOG")
     fi
     g -C "$repo" commit -q --allow-empty -m "$name" >>"$LOG" 2>&1 </dev/null
