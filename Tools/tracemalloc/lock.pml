@@ -26,7 +26,7 @@
    (P. Sewell et al., "x86-TSO", CACM 53(7), 2010).
 
    Two threads share the GIL.  They lock by _LockOwn() and by _LockMutex().
-   FOREIGN others do without the GIL: _LockMutex(), and _TryLockShared(),
+   FOREIGN others do without the GIL: _LockMutex(), and _TryLockMutex(),
    which gives up at any time.  All of them run forever.
 
    What is claimed
