@@ -121,8 +121,10 @@ end_reservation(_PyTraceLock *lock, PyTime_t timeout)
     _Py_atomic_store_int(&lock->reserved, 0);
     barrier();
     PyTime_t end = 0;
-    for (int turns = 0; _Py_atomic_load_int(&lock->inside); turns++) {
+    int turns = 0;
+    while (_Py_atomic_load_int(&lock->inside)) {
         if (turns < YIELDS) {
+            turns++;
             sched_yield();
         }
         else {
