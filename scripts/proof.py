@@ -4,11 +4,11 @@ Each step leaves build/proof/STEP.json with the source it is of, without
 documents, and a key of what the step does.  A step is not done again while both
 are the present ones.  The table also shows results of an older source, and says
 which.  A failure that a step's baseline has too, as a rule stock, or which
-scripts/proof-explained.txt explains, is in order.
+scripts/proof-explained.txt explains, is in order.  Several runs may be at work
+at the same time: none begins a step that another one is at.
 """
 
 import datetime
-import fcntl
 import fnmatch
 import json
 import os
@@ -22,7 +22,7 @@ import traceback
 
 import proof_steps
 from proof_builds import (
-    PROOF, ROOT, TREE, Failed, NotRun, git, output, source_id)
+    PROOF, ROOT, TREE, Failed, NotRun, git, locked, output, source_id)
 
 EXPLAINED = ROOT / 'scripts' / 'proof-explained.txt'
 SUMMARY = PROOF / 'summary.md'
@@ -42,7 +42,7 @@ def die(sentence):
 
 def write(path, text):
     """Write a file as a whole or not at all."""
-    new = path.with_name(path.name + '.new')
+    new = path.with_name(f'{path.name}.{os.getpid()}')
     new.write_text(text)
     os.replace(new, path)
 
@@ -230,37 +230,45 @@ def free_space():
             'needed; make room and run make proof again.')
 
 
+def run_step(proof, step, head):
+    """Do it unless that is done, and say how it went."""
+    stored = proof.current(step)
+    again = os.environ.get('AGAIN', '') not in ('', '0')
+    if stored is not None and stored['status'] != 'not run' and not (
+            again and proof.judge(step)[0] == FAIL):
+        print(f'{head}{proof.judge(step)[0]}, done before', flush=True)
+        return
+    free_space()
+    print(head, end='', flush=True)
+    if sys.stdout.isatty():
+        print(flush=True)
+    stored = do_step(proof, step)
+    verdict, reasons = proof.judge(step)
+    text = stored['note'] if verdict in (NOT_RUN, OUTDATED) else counts(stored)
+    print(f'{verdict}: {text}, {clock(stored["seconds"])}', flush=True)
+    if verdict == FAIL:
+        open_ones = [failure for failure, ok, _ in reasons if not ok]
+        for failure in open_ones[:SHOWN]:
+            print(f'      failed: {failure}')
+        if len(open_ones) > SHOWN:
+            print(f'      and {len(open_ones) - SHOWN} more, in '
+                  f'build/proof/{step.name}.json')
+    write(SUMMARY, summary(proof))
+    if verdict == OUTDATED and proof.source != source_id():
+        die('the source in build/cpython was changed during a step; run '
+            'make proof again when it is at rest.')
+
+
 def run_all(proof):
     selected = select(proof.steps)
-    again = os.environ.get('AGAIN', '') not in ('', '0')
     total = len(selected)
     for number, step in enumerate(selected, 1):
         head = f'[{number}/{total}] {step.name}: {step.title} ... '
-        stored = proof.current(step)
-        if stored is not None and stored['status'] != 'not run' and not (
-                again and proof.judge(step)[0] == FAIL):
-            print(f'{head}{proof.judge(step)[0]}, done before', flush=True)
-            continue
-        free_space()
-        print(head, end='', flush=True)
-        if sys.stdout.isatty():
-            print(flush=True)
-        stored = do_step(proof, step)
-        verdict, reasons = proof.judge(step)
-        text = (stored['note'] if verdict in (NOT_RUN, OUTDATED)
-                else counts(stored))
-        print(f'{verdict}: {text}, {clock(stored["seconds"])}', flush=True)
-        open_ones = [failure for failure, ok, _ in reasons if not ok]
-        if verdict == FAIL:
-            for failure in open_ones[:SHOWN]:
-                print(f'      failed: {failure}')
-            if len(open_ones) > SHOWN:
-                print(f'      and {len(open_ones) - SHOWN} more, in '
-                      f'build/proof/{step.name}.json')
-        write(SUMMARY, summary(proof))
-        if verdict == OUTDATED and proof.source != source_id():
-            die('the source in build/cpython was changed during a step; run '
-                'make proof again when it is at rest.')
+        with locked(f'step-{step.name}', wait=False) as mine:
+            if mine:
+                run_step(proof, step, head)
+            else:
+                print(f'{head}another make proof is at it', flush=True)
     verdicts = [proof.judge(step)[0] for step in selected]
     write(SUMMARY, summary(proof))
     print('build/proof/summary.md:',
@@ -425,13 +433,7 @@ def main():
             write(RESULT, text)
             print('PROOF.md is written')
             return 0
-        with open(PROOF / '.lock', 'w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                die('another make proof is at work in this checkout; wait for '
-                    'its end.')
-            return run_all(proof)
+        return run_all(proof)
     except Failed as error:
         die(f'{error}.')
 

@@ -4,6 +4,8 @@ Builds of the CONFIGs are those of scripts/build.sh, in build/CONFIG and
 build/stock-CONFIG.  The others are configured in build/proof/builds/NAME.
 """
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -36,6 +38,20 @@ class NotRun(Exception):
 
 class Failed(Exception):
     """A step cannot be done because something else is broken."""
+
+
+@contextlib.contextmanager
+def locked(name, wait):
+    """Hold a lock against other runs; False if that was not possible."""
+    folder = PROOF / 'lock'
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 # --- Running programs -------------------------------------------------------
@@ -269,7 +285,8 @@ class Build:
         if self.state is None:
             self.state = 'done'
             try:
-                self._build()
+                with locked('builds', wait=True):
+                    self._build()
             except (NotRun, Failed) as error:
                 self.state = error
         if self.state != 'done':

@@ -19,10 +19,12 @@ from proof_builds import (
 
 HERE = pathlib.Path(__file__).resolve().parent
 OWN_TESTS = ('test_tracemalloc', 'test_tracemalloc_interpreters',
-             'test_tracemalloc_oracle', 'test_tracemalloc_tracebacks',
-             'test_tracemalloc_storms')
+             'test_tracemalloc_concurrent', 'test_tracemalloc_oracle',
+             'test_tracemalloc_tracebacks', 'test_tracemalloc_storms')
 QUICK_TESTS = ('test_tracemalloc', 'test_tracemalloc_interpreters',
-               'test_tracemalloc_tracebacks')
+               'test_tracemalloc_concurrent', 'test_tracemalloc_tracebacks')
+# CPython itself has data races when interpreters are created while others run.
+NOT_LISTED = 'test_tracemalloc_concurrent'
 # Seconds of the oracle in all, and of each other storm.
 ORACLE_SECONDS = float(os.environ.get('ORACLE_SECONDS') or 3600)
 STORM_SECONDS = float(os.environ.get('STORM_SECONDS') or 15)
@@ -209,8 +211,9 @@ class Listed(Step):
         namespace = {}
         exec((TREE / 'Lib/test/libregrtest/tsan.py').read_text(), namespace)
         for name in OWN_TESTS:
-            result.add(name in namespace['TSAN_TESTS'],
-                       f'{name} is not in TSAN_TESTS')
+            if name != NOT_LISTED:
+                result.add(name in namespace['TSAN_TESTS'],
+                           f'{name} is not in TSAN_TESTS')
         for path in sorted((TREE / 'Tools/tsan').iterdir()):
             name = f'Tools/tsan/{path.name}'
             diff = git(TREE, 'diff', 'pristine', '--', name)

@@ -462,12 +462,13 @@ def fight(*funcs):
     '''Call these while all the others are at work.'''
     # So many threads want the GIL that these would hardly get it.
     sys.setswitchinterval(1e-4)
+    # While nothing else runs: see test_tracemalloc_concurrent.
+    targets = list(map(start_interpreter, ['legacy', 'isolated'] * 2))
+    targets += [repeat(func) for func in (allocate, allocate, ask)]
     pools = [capi.tracemalloc_pool_start(work, 1)
              for work in ('raw', 'track', 'gilstate')]
-    targets = [repeat(func) for func in (allocate, allocate, ask)]
     targets += [lambda pool=pool: capi.tracemalloc_pool_join(pool)
                 for pool in pools[:2]]
-    targets += map(start_interpreter, ['legacy', 'isolated'] * 2)
     def target():
         try:
             run_threads(funcs)
@@ -856,53 +857,6 @@ atexit.register(ask_and_switch)
                         check_sums(one)
                     _interpreters.destroy(one)
                     check_sums()
-                    """)
-
-    def test_ended_while_its_blocks_are_freed(self):
-        for config in CONFIGS:
-            with self.subTest(config):
-                self.run_twice(f"""
-                    other = _interpreters.create({config!r})
-                    run(other, 'import _testinternalcapi as capi')
-                    tracemalloc.start()
-                    def free(addrs, how):
-                        for addr in addrs:
-                            capi.tracemalloc_raw_free(addr, how, TIMEOUT)
-                    for _ in range(5):
-                        interp = _interpreters.create({config!r})
-                        reader, writer = os.pipe()
-                        run(interp, f'''if 1:
-                            import os
-                            import _testinternalcapi as capi
-                            import _tracemalloc as tracemalloc
-                            tracemalloc.start()
-                            addrs = [capi.tracemalloc_raw_malloc(64)
-                                     for _ in range(2000)]
-                            with open({{writer}}, 'wb') as file:
-                                for addr in addrs:
-                                    file.write(addr.to_bytes(8))
-                            ''')
-                        addrs = []
-                        with open(reader, 'rb') as file:
-                            while data := file.read(8):
-                                addrs.append(int.from_bytes(data))
-                        assert len(addrs) == 2000
-                        barrier = threading.Barrier(4)
-                        def at_once(func, *args):
-                            return lambda: (barrier.wait(), func(*args))
-                        run_threads([
-                            at_once(_interpreters.destroy, interp),
-                            at_once(free, addrs[::4], 'detached'),
-                            at_once(free, addrs[1:400:4], 'stateless'),
-                            at_once(run, other, f'''if 1:
-                                for addr in {{addrs[2::4]}}:
-                                    capi.tracemalloc_raw_free(addr)
-                                '''),
-                        ])
-                        check_sums(other)
-                        free(addrs[3::4], 'attached')
-                        free(addrs[401::4], 'attached')
-                        check_sums(other)
                     """)
 
 
