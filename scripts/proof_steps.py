@@ -222,6 +222,45 @@ class Listed(Step):
         return result
 
 
+class Races(Step):
+    """What TSan finds when interpreters are created while others run."""
+
+    PROGRAM = """if 1:
+        import threading
+        import _interpreters
+        code = compile('kept = [[str(i)] for i in range(999)]', 'x', 'exec')
+        def work(config):
+            for _ in range(10):
+                interp = _interpreters.create(config)
+                for _ in range(5):
+                    _interpreters.exec(interp, code)
+                _interpreters.destroy(interp)
+        for config in 'legacy', 'isolated':
+            threads = [threading.Thread(target=work, args=(config,))
+                       for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        """
+    REPEAT = 8
+
+    def parameters(self):
+        return self.PROGRAM, self.REPEAT
+
+    def do(self):
+        build = self.builds[0]
+        result = Result()
+        for _ in range(self.REPEAT):
+            status = run([build.python, '-c', self.PROGRAM], self.log,
+                         timeout=600, **self.environ(build))
+            if status not in (0, 66):       # 66: there are reports
+                raise Failed(f'exit status {status}, {self.where()}')
+            result.passed += 1
+        self.add_reports(result)
+        return result
+
+
 # --- LeakSanitizer --------------------------------------------------------
 
 LEAK_PROGRAMS = {
@@ -578,11 +617,17 @@ def suites():
 
 
 def sanitizers():
+    for config in 'stock-tsan', 'stock-freethreaded-tsan':
+        yield Races('sanitizers', f'races-{config}', [config],
+                    f'interpreters created while others run, {config}',
+                    reference=True)
     for config in 'asan', 'tsan', 'freethreaded-tsan':
         for test in OWN_TESTS:
             yield Tests('sanitizers', f'{config}-{test}', [config],
                         f'{test}, {config}', tests=(test,), again=False,
-                        timeout=7200)
+                        timeout=7200,
+                        baseline=(f'races-stock-{config}'
+                                  if test == NOT_LISTED else None))
     around = ('test_capi', 'test_embed', 'test_interpreters',
               'test__interpreters', 'test_threading', 'test_gc')
     for stock in 'stock-asan', 'asan':
