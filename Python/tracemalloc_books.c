@@ -420,6 +420,7 @@ make_room(_PyTraceRuntime *runtime, _PyTraceBooks *books, bool shared,
           _PyTraceRoom *room)
 {
     bool valid = room->reserved && room->epoch == books->epoch;
+    bool had_trace = room->epoch != 0;
     if (valid && room->shared != shared) {
         return_room(runtime, books, room);
         valid = false;
@@ -428,8 +429,10 @@ make_room(_PyTraceRuntime *runtime, _PyTraceBooks *books, bool shared,
         room->books = books;
         room->epoch = books->epoch;
         room->shared = shared;
-        room->reserved = (shared ? _PyTraceTable_Reserve(&books->shared)
-                          : _PyTraceMap_Reserve(&books->traces)) == 0;
+        room->reserved = (
+            shared ? _PyTraceTable_Reserve(&books->shared)
+            : had_trace ? _PyTraceMap_ReserveAnyway(&books->traces)
+            : _PyTraceMap_Reserve(&books->traces)) == 0;
         if (!room->reserved) {
             return NO_MEMORY;
         }
@@ -603,7 +606,7 @@ set_room(_PyTraceBooks *books, place found, bool keep_room,
     room->reserved = keep_room;
     if (keep_room && found.kind == POOLED) {
         room->reserved = books->spare
-                         || _PyTraceMap_Reserve(&books->traces) == 0;
+                         || _PyTraceMap_ReserveAnyway(&books->traces) == 0;
         books->spare = false;
     }
 }

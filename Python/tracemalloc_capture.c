@@ -35,6 +35,10 @@
 #define SITE_BITS 12
 #define LOCATION_BITS 10
 
+// From so many frames on, not every caller gets a traceback of its own: memory
+// would grow with the square of the depth.
+#define LONG_TRACEBACK 128
+
 typedef struct {
     const _PyInterpreterFrame *frame;
     const _Py_CODEUNIT *instr;    // NULL: no traceback
@@ -200,18 +204,22 @@ locate(const walk *w, _PyInterpreterFrame *frame, _PyTraceFrame *item)
 
 /* --- Tracebacks --------------------------------------------------------- */
 
+// The traceback of so many frames, most recent first, and of what called the
+// last one.
 static int
-build(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
-      _PyTraceback_Id *id)
+build(const walk *w, _PyInterpreterFrame *const *frames, size_t nframe,
+      uint32_t callers, _PyTraceback_Id *id)
 {
-    _PyTraceFrame item;
-    size_t total_nframe = 1;
-    if (locate(w, frame, &item) < 0) {
-        return -1;
-    }
+    size_t total_nframe = nframe;
+    assert(nframe <= (size_t)w->max_nframe);
     _PyTraceIntern_BeginTraceback(w->intern);
-    if (_PyTraceIntern_AddFrame(w->intern, item) < 0) {
-        return -1;
+    for (size_t i = 0; i < nframe; i++) {
+        _PyTraceFrame item;
+        if (locate(w, frames[i], &item) < 0
+            || _PyTraceIntern_AddFrame(w->intern, item) < 0)
+        {
+            return -1;
+        }
     }
     if (w->max_nframe == 1) {
         total_nframe += callers;
@@ -220,7 +228,7 @@ build(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
         total_nframe += _PyTraceIntern_GetTraceback(
             w->intern, callers, NULL)->total_nframe;
         if (_PyTraceIntern_AddFramesOf(w->intern, callers,
-                                       (size_t)w->max_nframe - 1) < 0)
+                                       (size_t)w->max_nframe - nframe) < 0)
         {
             return -1;
         }
@@ -243,7 +251,7 @@ find_traceback(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
         *id = place->traceback;
         return 0;
     }
-    if (build(w, frame, callers, id) < 0) {
+    if (build(w, &frame, 1, callers, id) < 0) {
         return -1;
     }
     if (version != 0) {
@@ -300,16 +308,31 @@ add_frame(_PyTraceCapture *capture, size_t i, _PyInterpreterFrame *frame)
     return 0;
 }
 
-// The callers of what a frame calls.
+// The callers of what the first of these frames calls.
 static int
-find_callers(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
-             uint32_t *result)
+find_callers(const walk *w, _PyInterpreterFrame *const *frames, size_t nframe,
+             uint32_t callers, uint32_t *result)
 {
     if (w->max_nframe == 1) {
-        *result = callers + 1;
+        *result = callers + (uint32_t)nframe;
         return 0;
     }
-    return find_traceback(w, frame, callers, result);
+    if (nframe == 1) {
+        return find_traceback(w, frames[0], callers, result);
+    }
+    return build(w, frames, nframe, callers, result);
+}
+
+// Each how many frames of a walk is one to get a traceback?  Where all of
+// them are long, some must do.
+static size_t
+find_step(const walk *w, size_t nframe, uint32_t callers)
+{
+    if (w->max_nframe > 1 && callers != _PyTraceback_NONE) {
+        nframe += _PyTraceIntern_GetTraceback(w->intern, callers,
+                                              NULL)->nframe;
+    }
+    return Py_MIN(nframe, (size_t)w->max_nframe) / LONG_TRACEBACK + 1;
 }
 
 // Find out, and remember, who called a frame.
@@ -330,16 +353,22 @@ walk_callers(const walk *w, _PyInterpreterFrame *frame, uint32_t *callers)
     *callers = 0;
     if (known != NULL) {
         *callers = known->callers;
-        if (n > 0 && find_callers(w, frame, *callers, callers) < 0) {
+        if (n > 0 && find_callers(w, &frame, 1, *callers, callers) < 0) {
             return -1;
         }
     }
+    size_t step = find_step(w, n, *callers);
+    size_t end = n;     // *callers are those of the frame before this one
     for (size_t i = n; i-- > 0; ) {
-        remember(capture, capture->frames[i], *callers, _PyTraceback_NONE);
-        if (i > 0
-            && find_callers(w, capture->frames[i], *callers, callers) < 0)
-        {
-            return -1;
+        _PyInterpreterFrame *const *frames = &capture->frames[i];
+        if (i + 1 == end) {
+            remember(capture, *frames, *callers, _PyTraceback_NONE);
+        }
+        if (i == 1 || (i > 0 && end - i == step)) {
+            if (find_callers(w, frames, end - i, *callers, callers) < 0) {
+                return -1;
+            }
+            end = i;
         }
     }
     return 0;

@@ -614,6 +614,14 @@ same_allocator(const PyMemAllocatorEx *a, const PyMemAllocatorEx *b)
     return a->ctx == b->ctx && same_functions(a, b);
 }
 
+static bool
+same_allocators(const struct _tracemalloc_allocators *a,
+                const struct _tracemalloc_allocators *b)
+{
+    return same_allocator(&a->raw, &b->raw) && same_allocator(&a->mem, &b->mem)
+           && same_allocator(&a->obj, &b->obj);
+}
+
 // What the hooks of a domain have below them, or would have if they were put
 // in now.  Returns true if they are in.
 //
@@ -633,31 +641,48 @@ peek(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain,
     return false;
 }
 
+// A record of these allocators, taken out of the list; NULL if there is none.
+static struct _tracemalloc_allocators *
+take_record(_PyTraceRuntime *runtime,
+            const struct _tracemalloc_allocators *wanted)
+{
+    struct _tracemalloc_allocators **link = &runtime->below->previous;
+    while (*link != NULL) {
+        struct _tracemalloc_allocators *record = *link;
+        if (same_allocators(record, wanted)) {
+            *link = record->previous;
+            return record;
+        }
+        link = &record->previous;
+    }
+    return NULL;
+}
+
 // Publish a record of what is below the hooks.
 static int
 record_below(_PyTraceRuntime *runtime)
 {
-    struct _tracemalloc_allocators record, *newest = runtime->below;
-    (void)peek(runtime, PYMEM_DOMAIN_RAW, &record.raw);
-    (void)peek(runtime, PYMEM_DOMAIN_MEM, &record.mem);
-    (void)peek(runtime, PYMEM_DOMAIN_OBJ, &record.obj);
-    if (newest != NULL
-        && same_allocator(&newest->raw, &record.raw)
-        && same_allocator(&newest->mem, &record.mem)
-        && same_allocator(&newest->obj, &record.obj))
-    {
-        return 0;
+    struct _tracemalloc_allocators now, *record = NULL;
+    (void)peek(runtime, PYMEM_DOMAIN_RAW, &now.raw);
+    (void)peek(runtime, PYMEM_DOMAIN_MEM, &now.mem);
+    (void)peek(runtime, PYMEM_DOMAIN_OBJ, &now.obj);
+    if (runtime->below != NULL) {
+        if (same_allocators(runtime->below, &now)) {
+            return 0;
+        }
+        record = take_record(runtime, &now);
     }
-
-    // Not from Python's allocators, since it outlives them.
-    struct _tracemalloc_allocators *copy = malloc(sizeof(record));
-    if (copy == NULL) {
-        return -1;
+    if (record == NULL) {
+        // Not from Python's allocators, since it outlives them.
+        record = malloc(sizeof(*record));
+        if (record == NULL) {
+            return -1;
+        }
+        *record = now;
     }
-    record.previous = newest;
-    *copy = record;
+    record->previous = runtime->below;
     // Pairs with the acquire in below().
-    _Py_atomic_store_ptr_release(&runtime->below, copy);
+    _Py_atomic_store_ptr_release(&runtime->below, record);
     return 0;
 }
 

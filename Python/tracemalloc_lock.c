@@ -99,8 +99,11 @@ barrier(void)
     while (syscall(SYS_membarrier, PRIVATE_EXPEDITED, 0, 0) != 0) {
         if (errno != ENOMEM) {
             // A filter of system calls was installed after it was registered.
-            Py_FatalError("tracemalloc: membarrier() has worked before, "
-                          "but does not any more");
+            // Not Py_FatalError(), which flushes sys.stderr: an allocation
+            // there would wait for this lock.
+            fputs("Fatal Python error: tracemalloc: membarrier() has worked "
+                  "before, but does not any more\n", stderr);
+            abort();
         }
         // The kernel needs a little memory for it.
         pause_for(1000000);

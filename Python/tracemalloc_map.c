@@ -15,8 +15,11 @@
 // at the half that is the least after growing.
 #define CAPACITY_LIMIT(capacity) ((capacity) / 4 * 3)
 
+// The load without memory, for what must not be lost.
+#define LAST_LIMIT(capacity) ((capacity) / 16 * 15)
+
 // Old slots moved by a call.  A new capacity is used up by no fewer calls than
-// 3/16 of the old one.
+// 3/16 of the old one, or 1/16 where its last limit had been reached.
 #define MOVES 16
 
 #define REMOVED 1
@@ -95,12 +98,25 @@ _PyTraceMap_ReserveSlowly(_PyTraceMap *map)
     if (map->old != NULL) {
         move(map, MOVES);
     }
-    if (map->used + map->reserved == map->limit) {
+    if (map->used + map->reserved >= map->limit) {
         // MOVES sees to it that there are no old slots.
         size_t capacity = map->capacity + map->capacity / 3;
         if (resize(map, Py_MAX(capacity, MIN_CAPACITY)) < 0) {
             return -1;
         }
+    }
+    map->reserved++;
+    return 0;
+}
+
+int
+_PyTraceMap_ReserveAnyway(_PyTraceMap *map)
+{
+    if (_PyTraceMap_Reserve(map) == 0) {
+        return 0;
+    }
+    if (map->used + map->reserved >= LAST_LIMIT(map->capacity)) {
+        return -1;
     }
     map->reserved++;
     return 0;
@@ -213,6 +229,6 @@ _PyTraceMap_IsValid(const _PyTraceMap *map)
                || are_found(map, map->old, map->moved, map->old_capacity,
                             &used))
            && used == map->used
-           && used + map->reserved <= map->limit
+           && used + map->reserved <= LAST_LIMIT(map->capacity)
            && (map->limit < map->capacity || map->capacity == 0);
 }

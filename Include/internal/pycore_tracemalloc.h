@@ -349,14 +349,15 @@ extern size_t _PyTraceDirectory_Memory(
 
 /* --- State -------------------------------------------------------------- */
 
-// The allocators below the hooks, as they were when the hooks went in.  A
-// record is never changed or freed once it is published: a thread that was
-// held up between loading a hook and running it may need it at any time.
+// The allocators below the hooks, as they were when the hooks went in.  Once a
+// record is published, it is not freed and what it says is not changed: a
+// thread that was held up between loading a hook and running it may need it at
+// any time.  There are as many as there were different ones.
 struct _tracemalloc_allocators {
     PyMemAllocatorEx raw;
     PyMemAllocatorEx mem;
     PyMemAllocatorEx obj;
-    struct _tracemalloc_allocators *previous;     // reachable, for debuggers
+    struct _tracemalloc_allocators *previous;     // under the mutex
 };
 
 // Makes _tracemalloc_runtime_state as large as it was in 3.13.0, where that

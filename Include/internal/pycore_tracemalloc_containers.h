@@ -137,12 +137,13 @@ typedef struct {
 // Like the table, but it grows by a third, so that it is at least half full
 // then, and the contents of the slots are moved bit by bit.
 //
-// Invariant: used + reserved <= limit < capacity, or all of them are 0.
+// Invariant: limit < capacity, or both are 0.  used + reserved < capacity, or
+// all are 0, and <= limit but for _PyTraceMap_ReserveAnyway().
 typedef struct {
     const PyMemAllocatorEx *allocator;
     _PyTraceBlock *slots;
     size_t capacity;              // number of slots
-    size_t limit;                 // the most slots that may be taken
+    size_t limit;                 // the most slots that should be taken
     size_t low;                   // with fewer taken the map is to shrink
     size_t used;                  // number of traces, old ones included
     size_t reserved;              // slots promised by _PyTraceMap_Reserve()
@@ -201,6 +202,10 @@ _PyTraceMap_Reserve(_PyTraceMap *map)
     return 0;
 }
 
+// For a trace that must not be lost.  Without memory the map becomes fuller
+// than it should be, up to fifteen sixteenths.
+extern int _PyTraceMap_ReserveAnyway(_PyTraceMap *map);
+
 static inline void
 _PyTraceMap_Unreserve(_PyTraceMap *map)
 {
@@ -244,7 +249,7 @@ _PyTraceMap_AddAt(_PyTraceMap *map, _PyTraceBlock *slot, _PyTraceBlock block)
     assert(block.traceback != _PyTraceback_NONE);
     assert(_PyTraceMap_Find(map, block.ptr) == NULL);
     assert(slot == _PyTraceMap_Probe(map, block.ptr));
-    assert(map->used + map->reserved < map->limit);
+    assert(map->used + map->reserved + 1 < map->capacity);
     map->used++;
     *slot = block;
 }

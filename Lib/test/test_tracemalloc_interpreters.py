@@ -1702,6 +1702,23 @@ class LifecycleTests(ScriptBase):
                         object()
                     """)
 
+    def test_allocators_below(self):
+        # What is below the hooks is recorded for ever, but only once.
+        self.run_twice("""
+            def cycle():
+                capi.tracemalloc_below_install()
+                tracemalloc.start()
+                tracemalloc.stop()
+                capi.tracemalloc_below_remove()
+                tracemalloc.start()
+                tracemalloc.stop()
+            cycle()
+            count = capi.tracemalloc_records()
+            for _ in range(5):
+                cycle()
+            assert capi.tracemalloc_records() == count
+            """)
+
     def test_two_tracing_threads(self):
         # Two interpreters with a GIL each trace at the same time.
         self.run_twice("""

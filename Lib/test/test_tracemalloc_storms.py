@@ -177,6 +177,50 @@ class NoMemoryTests(ScriptBase):
                                 n += 1
             """)
 
+    def test_reallocations_when_full(self):
+        # Whatever the number of blocks is at which a table has to grow, and
+        # even if one block in a pool has just moved out of it.
+        self.run_walk("""
+            def func(growing, *args):
+                growing.append(None)
+                return capi.tracemalloc_realloc_failing(*args)
+
+            def check(n, length, domain, old, new, spare, track):
+                kept = [None] * n
+                tracemalloc.clear_traces()
+                growing = []
+                for i in range(length):
+                    growing.append(None)
+                addr, *_ = capi.tracemalloc_realloc_failing(
+                    domain, 0, old, sys.maxsize, 0, False)
+                if track:
+                    capi.tracemalloc_track(0, addr, old)
+                for i in range(n):
+                    kept[i] = bytearray(600)
+                addr2, failed, _ = func(
+                    growing, domain, addr, new, 0, sys.maxsize, spare)
+                found = sizes()
+                assert found.count(old) == (addr2 is None), (n, length)
+                assert found.count(new) == (addr2 is not None), (n, length)
+                check_sums()
+                capi.tracemalloc_domain_free(domain, addr2 or addr)
+                return failed
+
+            tracemalloc.start()
+            failed = 0
+            for n in range(30, 60):
+                # The 52nd or 64th item moves a list out of the pools.
+                for length in 52, 64:
+                    for old, new, spare in ((397, 411, True),
+                                            (397, 3001, False),
+                                            (5003, 7001, True)):
+                        for domain in 'mem', 'obj':
+                            for track in False, True:
+                                failed += check(n, length, domain, old, new,
+                                                spare, track)
+            assert failed > 0
+            """)
+
     def test_reallocations_without_traceback(self):
         # Whatever the number of tracebacks is at which a table has to grow.
         self.run_walk("""

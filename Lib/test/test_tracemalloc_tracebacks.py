@@ -8,6 +8,7 @@ resumed by somebody else, lines that change while they are executed.
 
 import _imp
 import asyncio
+import itertools
 import random
 import sys
 import textwrap
@@ -32,6 +33,15 @@ def frames_of(frame):
         frames.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     return frames
+
+
+def recurse_without_allocating(steps, flags, blocks):
+    for _ in steps:
+        recurse_without_allocating(steps, flags, blocks)
+        if next(flags):
+            blocks.append(bytearray(50))
+        return
+    blocks.append(bytearray(50))
 
 
 class Recorder:
@@ -134,6 +144,37 @@ class CallTests(TracebackTestCase):
             with support.infinite_recursion(2000):
                 down(1500)
                 down(1500)
+
+    def test_long_tracebacks(self):
+        # Only some frames allocate.  Tracebacks of all would take 36 MB.
+        depth = 3000
+        blocks = []
+        first = recurse_without_allocating.__code__.co_firstlineno
+        with support.infinite_recursion(depth + 100):
+            for limit in 300, depth + 100:
+                blocks.clear()
+                flags = [i % 500 == 0 for i in reversed(range(depth))]
+                tracemalloc.start(limit)
+                before = tracemalloc.get_tracemalloc_memory()
+                recurse_without_allocating(itertools.repeat(None, depth),
+                                           iter(flags), blocks)
+                after = tracemalloc.get_tracemalloc_memory()
+                tracebacks = list(map(tracemalloc._get_object_traceback,
+                                      blocks))
+                tracemalloc.stop()
+                self.assertLess(after - before, 10 << 20)
+                # (level of recursion, line)
+                allocated = [(depth, 6)]
+                allocated += [(i, 4) for i in reversed(range(0, depth, 500))]
+                self.assertEqual(len(tracebacks), len(allocated))
+                for traceback, (level, line) in zip(tracebacks, allocated):
+                    n = min(level, limit - 1)
+                    self.assertEqual(traceback[0], (__file__, first + line))
+                    self.assertEqual(traceback[1:n + 1],
+                                     ((__file__, first + 2),) * n)
+                    # The callers of the outermost one.
+                    self.assertEqual(traceback[n + 1:],
+                                     tracebacks[-1][1:limit - level])
 
     def test_length(self):
         for record in self.each_limit():

@@ -909,6 +909,26 @@ tracemalloc_sums(PyObject *self, PyObject *ids)
     return Py_BuildValue("nn", sum + others, traced);
 }
 
+PyDoc_STRVAR(records_doc,
+"tracemalloc_records()\n"
+"--\n\n"
+"Return the number of records of the allocators below the hooks.");
+
+static PyObject *
+tracemalloc_records(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    Py_ssize_t n = 0;
+    PyMutex_Lock(&runtime->mutex);
+    for (struct _tracemalloc_allocators *record = runtime->below;
+         record != NULL; record = record->previous)
+    {
+        n++;
+    }
+    PyMutex_Unlock(&runtime->mutex);
+    return PyLong_FromSsize_t(n);
+}
+
 PyDoc_STRVAR(call_and_read_doc,
 "tracemalloc_call_and_read(name)\n"
 "--\n\n"
@@ -1730,6 +1750,7 @@ static PyMethodDef test_methods[] = {
      pool_stop_doc},
     {"tracemalloc_handoff", tracemalloc_handoff, METH_VARARGS, handoff_doc},
     {"tracemalloc_sums", tracemalloc_sums, METH_VARARGS, sums_doc},
+    {"tracemalloc_records", tracemalloc_records, METH_NOARGS, records_doc},
     {"tracemalloc_call_and_read", tracemalloc_call_and_read, METH_VARARGS,
      call_and_read_doc},
     {"tracemalloc_peak_of", tracemalloc_peak_of, METH_VARARGS, peak_of_doc},
