@@ -119,7 +119,9 @@ WORK = """if 1:
 
 
 def run(interp, source):
-    excinfo = _interpreters.exec(interp, source)
+    # Not compiled there, as in test_tracemalloc_interpreters.
+    code = compile(source, '<string>', 'exec')
+    excinfo = _interpreters.exec(interp, code)
     if excinfo is not None:
         raise AssertionError(excinfo.errdisplay or excinfo.formatted)
 
