@@ -43,8 +43,11 @@ def die(sentence):
 def write(path, text):
     """Write a file as a whole or not at all."""
     new = path.with_name(f'{path.name}.{os.getpid()}')
-    new.write_text(text)
-    os.replace(new, path)
+    try:
+        new.write_text(text)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 # --- Explanations ---------------------------------------------------------

@@ -7,6 +7,7 @@ decided by proof.py when it writes the table.
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ import sys
 
 from proof_builds import (
     BUILDS, JOBS, PROOF, ROOT, STOCK, TREE, Failed, NotRun, export_source,
-    git, output, run)
+    git, output, run, source_id)
 
 HERE = pathlib.Path(__file__).resolve().parent
 OWN_TESTS = ('test_tracemalloc', 'test_tracemalloc_interpreters',
@@ -191,9 +192,13 @@ class Tests(Step):
         missing = self.missing_tests()
         if missing:
             raise NotRun(f'there is no {" ".join(missing)}')
-        result, again = self.call('tests', self.again, self.tests, self.jobs)
+        return self.run_tests(self.tests)
+
+    def run_tests(self, tests, part=''):
+        result, again = self.call(f'{part}tests', self.again, tests,
+                                  self.jobs)
         if again:
-            more, _ = self.call('again', False, again, 1)
+            more, _ = self.call(f'{part}again', False, again, 1)
             result.passed += more.passed
             result.failed += more.failed
             result.skipped += more.skipped
@@ -204,6 +209,57 @@ class Tests(Step):
             if healed:
                 result.note = 'failed at first: ' + ' '.join(healed)
         self.add_reports(result)
+        return result
+
+
+class LongTests(Tests):
+    """All of regrtest's files in parts, so that an interruption costs one."""
+
+    parts = 12
+
+    def parameters(self):
+        return *super().parameters(), self.parts
+
+    def test_files(self):
+        text = output([self.builds[0].python, '-m', 'test', '--list-tests'])
+        if not text:
+            raise Failed('regrtest does not list its tests')
+        return text.split()
+
+    def do(self):
+        files = self.test_files()
+        done = PROOF / 'parts' / self.name
+        done.mkdir(parents=True, exist_ok=True)
+        total = Result()
+        notes = []
+        for number in range(self.parts):
+            part = self.do_part(done / f'{number}.json',
+                                files[number::self.parts])
+            total.passed += part.passed
+            total.failed += part.failed
+            total.skipped += part.skipped
+            total.failures += part.failures
+            if part.note:
+                notes.append(part.note)
+            print(f'{number + 1}/{self.parts} ', end='', flush=True)
+        total.note = '; '.join(notes)
+        shutil.rmtree(done)
+        return total
+
+    def do_part(self, path, files):
+        source = None if self.stock_only else source_id()
+        made = [source, self.key(), files]
+        try:
+            stored = json.loads(path.read_text())
+            if stored['made'] == made:
+                return Result(**stored['result'])
+        except (OSError, ValueError, KeyError):
+            pass
+        result = self.run_tests(files, f'{path.stem}-')
+        if not self.stock_only and source_id() != source:
+            raise Failed('the source was changed meanwhile')
+        path.write_text(json.dumps(
+            {'made': made, 'result': dataclasses.asdict(result)}))
         return result
 
 
@@ -608,9 +664,11 @@ def suites():
             options = ('-X', 'tracemalloc=10') if traced else ()
             text = f'whole test suite{", traced" * traced}'
             for stock in f'stock-{config}', config:
-                step = Tests('suite', f'{name}-{stock}', [stock],
-                             f'{text}, {stock}', options=options,
-                             timeout=2400 if traced else 1200)
+                # Traced, each child process of a debug build takes seconds.
+                kind = LongTests if traced and config == 'debug' else Tests
+                step = kind('suite', f'{name}-{stock}', [stock],
+                            f'{text}, {stock}', options=options,
+                            timeout=2400 if traced else 1200)
                 if stock != config:
                     step.reference = True
                 elif traced:
