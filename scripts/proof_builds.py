@@ -423,7 +423,10 @@ def make_builds():
             add(f'{one}-O{level}', compiler=one,
                 variables={'OPT': f'-DNDEBUG -g -O{level} -Wall'},
                 make=['EXTRA_CFLAGS=-Wall -Wextra'])
-    add('m32', compiler='gcc -m32', make=['EXTRA_CFLAGS=-Wall -Wextra'],
+    # Without pkg-config, which would find the libraries of 64 bits.
+    add('m32', compiler='gcc -m32', options=['--build=i686-pc-linux-gnu'],
+        variables={'PKG_CONFIG': 'false'},
+        make=['EXTRA_CFLAGS=-Wall -Wextra'],
         missing='gcc -m32 (on Debian: apt-get install gcc-multilib)')
     for stock in False, True:
         add('stock-shared' if stock else 'shared', stock=stock,

@@ -765,7 +765,8 @@ def compilers():
             name = f'{compiler}-O{level}'
             yield Compiler('compilers', name, [name],
                            f'{compiler} -O{level} -Wall -Wextra, own tests')
-    yield Compiler('compilers', 'm32', ['m32'], 'gcc -m32, own tests')
+    yield Compiler('compilers', 'm32', ['m32'], 'gcc -m32, own tests',
+                   tests=OWN_TESTS)
     for stock in 'stock-regen', 'regen':
         yield Regenerate('compilers', stock, [stock],
                          f'{", ".join(Regenerate.TARGETS)}'

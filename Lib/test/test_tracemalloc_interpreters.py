@@ -4,6 +4,8 @@ What one interpreter alone sees is tested by test_tracemalloc.
 """
 
 import ast
+import contextlib
+import mmap
 import os
 import subprocess
 import sys
@@ -40,6 +42,16 @@ MB = 1 << 20
 TIMEOUT = support.LONG_TIMEOUT / 2
 
 ASAN_FORK_BUG = 'libasan: a child finds locks of threads that it has not'
+
+
+@contextlib.contextmanager
+def full_address_space():
+    """No block of sys.maxsize bytes can be had, be addresses of 32 bits."""
+    with contextlib.ExitStack() as mappings:
+        with contextlib.suppress(OSError):
+            while True:
+                mappings.enter_context(mmap.mmap(-1, sys.maxsize // 4))
+        yield
 
 
 class Subinterpreter:
@@ -836,8 +848,9 @@ class MainRawTests(TestBase):
         lineno = get_lineno() - 1
         for how in 'attached', 'detached', 'stateless':
             with self.subTest(how):
-                self.assertIsNone(capi.tracemalloc_raw_realloc(
-                    addr, sys.maxsize // 2, how, TIMEOUT))
+                with full_address_space():
+                    self.assertIsNone(capi.tracemalloc_raw_realloc(
+                        addr, sys.maxsize, how, TIMEOUT))
                 self.assertEqual(self.get_traceback(addr),
                                  ((__file__, lineno),))
                 self.assertEqual(self.count(), 1)
@@ -971,8 +984,9 @@ class ForeignTests:
         self.assertIsNotNone(traceback)
         for how in 'attached', 'detached', 'stateless':
             with self.subTest(how):
-                self.assertIsNone(capi.tracemalloc_raw_realloc(
-                    addr, sys.maxsize // 2, how, TIMEOUT))
+                with full_address_space():
+                    self.assertIsNone(capi.tracemalloc_raw_realloc(
+                        addr, sys.maxsize, how, TIMEOUT))
                 self.assertEqual(self.ask_traceback(self.interp, addr),
                                  traceback)
                 self.check_where(0, 1)

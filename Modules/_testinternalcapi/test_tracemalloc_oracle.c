@@ -45,7 +45,7 @@
 #define NSLOTS 48
 #define MAX_TOTAL_NFRAME UINT16_MAX
 
-// More than any allocator can give.
+// More than any allocator can give where addresses have 64 bits.
 #define TOO_MUCH ((size_t)PY_SSIZE_T_MAX - 4096)
 
 
@@ -501,7 +501,8 @@ step_alloc(actor_t *a, enum kind kind)
 static void
 step_realloc(actor_t *a, block_t *b)
 {
-    bool too_much = oracle.may_fail && rnd(a, 5) == 0;
+    bool too_much = (SIZEOF_VOID_P > 4 && oracle.may_fail
+                     && rnd(a, 5) == 0);
     size_t size = too_much ? TOO_MUCH : rnd_size(a);
     set_op(a, "realloc", size);
     int before = version_of(a->home);

@@ -23,6 +23,7 @@ from collections import Counter
 
 import builds
 
+PAIRS = 4           # of runs more, if there are differences
 SHOWN = 5           # differences of one program
 SHOWN_FRAMES = 4    # and the most recent frames of each
 
@@ -169,7 +170,7 @@ def show(trace, surplus):
 def compare(stock, patched, program, frames, timeout):
     """Say how they differ, and return the number of differences.
 
-    One that a second pair of runs has not is chance, too.
+    One that another pair of runs has not is chance, too.
     """
     def run(build):
         return traces(build, program, frames, timeout)
@@ -177,11 +178,14 @@ def compare(stock, patched, program, frames, timeout):
     first = run(stock)
     found = difference(first, run(patched))
     again = run(stock)
-    noise = difference(first, again).keys()
+    noise = set(difference(first, again))
     real = found.keys() - noise
-    if real:
+    for _ in range(PAIRS):
+        if not real:
+            break
         real &= difference(again, run(patched)).keys()
-        noise |= difference(first, run(stock)).keys()
+        again = run(stock)
+        noise |= difference(first, again).keys()
         real -= noise
     print(f'{program.name}, {frames} kept: {sum(first.values())} traces,'
           f' {len(real)} differences ({len(noise)} between runs of stock)',
