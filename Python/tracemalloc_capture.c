@@ -375,23 +375,25 @@ walk_callers(const walk *w, _PyInterpreterFrame *frame, uint32_t *callers)
 }
 
 #ifndef NDEBUG
-// Is this what a walk over all frames finds?
+// Is this what a walk over all frames finds?  The places of callers may be
+// remembered ones: their line tables would take most of the time.
 static bool
-is_exact(_PyTraceIntern *intern, _PyInterpreterFrame *frame, int max_nframe,
-         _PyTraceback_Id id)
+is_exact(const walk *w, _PyInterpreterFrame *frame, _PyTraceback_Id id)
 {
     const _PyTraceFrame *frames;
     const _PyTraceback *traceback =
-        _PyTraceIntern_GetTraceback(intern, id, &frames);
+        _PyTraceIntern_GetTraceback(w->intern, id, &frames);
     size_t n = 0;
     for (; frame != NULL; n++) {
-        if (n < (size_t)max_nframe) {
+        if (n < (size_t)w->max_nframe) {
             _PyTraceFrame item;
-            if (find_item(intern, frame, &item) < 0) {
+            if ((n == 0 ? find_item(w->intern, frame, &item)
+                        : locate(w, frame, &item)) < 0)
+            {
                 return true;      // no memory to tell
             }
             // Interning may have moved them.
-            traceback = _PyTraceIntern_GetTraceback(intern, id, &frames);
+            traceback = _PyTraceIntern_GetTraceback(w->intern, id, &frames);
             if (n >= traceback->nframe
                 || item.filename != frames[n].filename
                 || item.lineno != frames[n].lineno)
@@ -401,7 +403,7 @@ is_exact(_PyTraceIntern *intern, _PyInterpreterFrame *frame, int max_nframe,
         }
         frame = _PyFrame_GetFirstComplete(frame->previous);
     }
-    return traceback->nframe == Py_MIN(n, (size_t)max_nframe)
+    return traceback->nframe == Py_MIN(n, (size_t)w->max_nframe)
            && traceback->total_nframe == Py_MIN(n, UINT16_MAX);
 }
 #endif
@@ -421,7 +423,7 @@ find_anew(const walk *w, _PyInterpreterFrame *frame, _PyTraceback_Id *id)
         return -1;
     }
     remember(w->capture, frame, callers, *id);
-    assert(is_exact(w->intern, frame, w->max_nframe, *id));
+    assert(is_exact(w, frame, *id));
     return 0;
 }
 
@@ -439,7 +441,7 @@ _PyTraceCapture_Traceback(_PyTraceCapture *capture, _PyTraceIntern *intern,
     const activation *known = find_activation(capture, frame);
     if (known != NULL && known->instr == frame->instr_ptr) {
         *id = known->traceback;
-        assert(is_exact(intern, frame, max_nframe, *id));
+        assert(is_exact(&(walk){capture, intern, max_nframe}, frame, *id));
         return 0;
     }
     walk w = {capture, intern, max_nframe};
