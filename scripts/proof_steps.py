@@ -55,6 +55,12 @@ class Result:
             self.failed += 1
             self.failures.append(name)
 
+    def include(self, other):
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.failures += other.failures
+
 
 class Step:
     """Something to do, in certain builds."""
@@ -199,10 +205,7 @@ class Tests(Step):
                                   self.jobs)
         if again:
             more, _ = self.call(f'{part}again', False, again, 1)
-            result.passed += more.passed
-            result.failed += more.failed
-            result.skipped += more.skipped
-            result.failures += more.failures
+            result.include(more)
             still = {file for file in again for name in more.failures
                      if f'.{file}.' in f'.{name.split()[0]}.'}
             healed = [file for file in again if file not in still]
@@ -235,10 +238,7 @@ class LongTests(Tests):
         for number in range(self.parts):
             part = self.do_part(done / f'{number}.json',
                                 files[number::self.parts])
-            total.passed += part.passed
-            total.failed += part.failed
-            total.skipped += part.skipped
-            total.failures += part.failures
+            total.include(part)
             if part.note:
                 notes.append(part.note)
             print(f'{number + 1}/{self.parts} ', end='', flush=True)
