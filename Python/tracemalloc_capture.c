@@ -375,6 +375,10 @@ walk_callers(const walk *w, _PyInterpreterFrame *frame, uint32_t *callers)
 }
 
 #ifndef NDEBUG
+// More frames than these are not counted: deep recursion would take quadratic
+// time.
+#define COUNTED_FRAMES 1000
+
 // Is this what a walk over all frames finds?  The places of callers may be
 // remembered ones: their line tables would take most of the time.
 static bool
@@ -383,9 +387,10 @@ is_exact(const walk *w, _PyInterpreterFrame *frame, _PyTraceback_Id id)
     const _PyTraceFrame *frames;
     const _PyTraceback *traceback =
         _PyTraceIntern_GetTraceback(w->intern, id, &frames);
+    size_t max_nframe = (size_t)w->max_nframe;
     size_t n = 0;
-    for (; frame != NULL; n++) {
-        if (n < (size_t)w->max_nframe) {
+    for (; frame != NULL && n < Py_MAX(max_nframe, COUNTED_FRAMES); n++) {
+        if (n < max_nframe) {
             _PyTraceFrame item;
             if ((n == 0 ? find_item(w->intern, frame, &item)
                         : locate(w, frame, &item)) < 0)
@@ -403,8 +408,10 @@ is_exact(const walk *w, _PyInterpreterFrame *frame, _PyTraceback_Id id)
         }
         frame = _PyFrame_GetFirstComplete(frame->previous);
     }
-    return traceback->nframe == Py_MIN(n, (size_t)w->max_nframe)
-           && traceback->total_nframe == Py_MIN(n, UINT16_MAX);
+    size_t total = Py_MIN(n, UINT16_MAX);
+    return traceback->nframe == Py_MIN(n, max_nframe)
+           && (frame == NULL ? traceback->total_nframe == total
+                             : traceback->total_nframe >= total);
 }
 #endif
 

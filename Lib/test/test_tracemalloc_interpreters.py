@@ -5,7 +5,6 @@ What one interpreter alone sees is tested by test_tracemalloc.
 
 import ast
 import contextlib
-import mmap
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from test.test_embed import EmbeddingTestsMixin
 _interpreters = import_helper.import_module('_interpreters')
 tracemalloc = import_helper.import_module('_tracemalloc')
 capi = import_helper.import_module('_testinternalcapi')
+mmap = import_helper.import_module('mmap')
 threading_helper.requires_working_threading(module=True)
 
 
