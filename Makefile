@@ -78,7 +78,8 @@ help:
 	@echo "make export        commits of build/cpython -> patches/ and the folders"
 	@echo "make check-series  patches apply, folders are equal (EACH=1: each one builds)"
 	@echo "make proof         what takes hours; goes on where it was interrupted"
-	@echo "                   (ONLY='GROUP or STEP...', AGAIN=1 repeats what failed)"
+	@echo "                   (ONLY='GROUP or STEP...', AGAIN=1 repeats what failed,"
+	@echo "                   KEPT=1 takes the results that are committed for done)"
 	@echo "make proof-list    its groups and steps; proof-summary writes PROOF.md"
 	@echo "make clean         remove build/ but the downloads; refuses to lose work"
 	@echo

@@ -6,6 +6,10 @@ are the present ones.  The table also shows results of an older source, and says
 which.  A failure that a step's baseline has too, as a rule stock, or which
 scripts/proof-explained.txt explains, is in order.  Several runs may be at work
 at the same time: none begins a step that another one is at.
+
+'summary' also writes the results to scripts/proof-results.json, for the whole
+takes longer than a machine may last.  Those are shown in the table where
+build/proof has none, but count as done only if KEPT=1 asks for that.
 """
 
 import datetime
@@ -22,11 +26,12 @@ import traceback
 
 import proof_steps
 from proof_builds import (
-    PROOF, ROOT, TREE, Failed, NotRun, git, locked, output, source_id)
+    PROOF, ROOT, TREE, Failed, NotRun, git, locked, output, source_id, write)
 
 EXPLAINED = ROOT / 'scripts' / 'proof-explained.txt'
 SUMMARY = PROOF / 'summary.md'
 RESULT = ROOT / 'PROOF.md'
+KEPT = ROOT / 'scripts' / 'proof-results.json'
 SHOWN = 10          # failures of a step that are printed at once
 
 # Of a step, in the table.
@@ -40,14 +45,8 @@ def die(sentence):
     sys.exit(1)
 
 
-def write(path, text):
-    """Write a file as a whole or not at all."""
-    new = path.with_name(f'{path.name}.{os.getpid()}')
-    try:
-        new.write_text(text)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+def asked(variable):
+    return os.environ.get(variable, '') not in ('', '0')
 
 
 # --- Explanations ---------------------------------------------------------
@@ -84,11 +83,22 @@ def read_explanations():
 
 # --- Results --------------------------------------------------------------
 
+def read_kept():
+    """The results of scripts/proof-results.json, by step."""
+    if not KEPT.exists():
+        return {}
+    try:
+        return {one['step']: one for one in json.loads(KEPT.read_text())}
+    except (ValueError, KeyError, TypeError):
+        die('scripts/proof-results.json cannot be read; restore it.')
+
+
 class Proof:
     def __init__(self, steps):
         self.steps = steps
         self.by_name = {step.name: step for step in steps}
         self.explanations = read_explanations()
+        self.kept = read_kept()
         self.source = source_id()
 
     def source_of(self, step):
@@ -96,19 +106,30 @@ class Proof:
         return (os.environ['PRISTINE_TREE'] if step.stock_only
                 else self.source)
 
-    def load(self, step):
+    def load_done_here(self, step):
         try:
             return json.loads((PROOF / f'{step.name}.json').read_text())
         except (OSError, ValueError):
             return None
+
+    def load(self, step):
+        """The step's result of whatever source and machine, or None."""
+        here = self.load_done_here(step)
+        kept = self.kept.get(step.name)
+        # Here, but in vain: the kept one says more.
+        if kept is not None and (here is None or here['source'] is None
+                                 or here['status'] == 'not run'):
+            return kept
+        return here
 
     def is_current(self, step, stored):
         return (stored['source'] == self.source_of(step)
                 and stored['key'] == step.key())
 
     def current(self, step):
-        """The step's result if it is of this source, or None."""
-        stored = self.load(step)
+        """The step's result if it need not be done again, or None."""
+        stored = (self.load(step) if asked('KEPT')
+                  else self.load_done_here(step))
         if stored is not None and self.is_current(step, stored):
             return stored
         return None
@@ -194,6 +215,7 @@ def do_step(proof, step):
         # Nobody knows which source this is the result of.
         stored.update(source=None, note='the source was changed meanwhile')
     stored['date'] = datetime.date.today().isoformat()
+    stored['machine'] = machine()
     write(PROOF / f'{step.name}.json', json.dumps(stored, indent=1) + '\n')
     return stored
 
@@ -236,9 +258,8 @@ def free_space():
 def run_step(proof, step, head):
     """Do it unless that is done, and say how it went."""
     stored = proof.current(step)
-    again = os.environ.get('AGAIN', '') not in ('', '0')
     if stored is not None and stored['status'] != 'not run' and not (
-            again and proof.judge(step)[0] == FAIL):
+            asked('AGAIN') and proof.judge(step)[0] == FAIL):
         print(f'{head}{proof.judge(step)[0]}, done before', flush=True)
         return
     free_space()
@@ -283,17 +304,6 @@ def run_all(proof):
 
 # --- The table ------------------------------------------------------------
 
-def machine():
-    try:
-        with open('/proc/cpuinfo') as file:
-            model = re.search(r'^model name\s*: (.*)$', file.read(), re.M)[1]
-    except (OSError, TypeError):
-        model = platform.machine()
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return (f'{model}, {os.cpu_count()} processors, {memory / 2**30:.0f} GB, '
-            f'{platform.system()} {platform.release()} {platform.machine()}')
-
-
 def compilers():
     found = []
     for name in 'gcc', 'clang':
@@ -301,6 +311,19 @@ def compilers():
         if text:
             found.append(text.splitlines()[0])
     return '; '.join(found)
+
+
+def machine():
+    """What results depend on, other than the source."""
+    try:
+        with open('/proc/cpuinfo') as file:
+            model = re.search(r'^model name\s*: (.*)$', file.read(), re.M)[1]
+    except (OSError, TypeError):
+        model = platform.machine()
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return (f'{model}, {os.cpu_count()} processors, {memory / 2**30:.0f} GB, '
+            f'{platform.system()} {platform.release()} '
+            f'{platform.machine()}; {compilers()}')
 
 
 def commit(proof):
@@ -332,14 +355,19 @@ def beside(proof, step, failure):
 
 def head(proof, judged):
     verdicts = [verdict for _, verdict, _, _ in judged]
-    seconds = sum(stored['seconds'] for _, verdict, _, stored in judged
-                  if verdict not in (NOT_DONE, OUTDATED))
+    shown = [stored for _, verdict, _, stored in judged
+             if verdict not in (NOT_DONE, OUTDATED)]
+    seconds = sum(stored['seconds'] for stored in shown)
+    dates = sorted({stored['date'] for stored in shown})
+    machines = [f'{", ".join(dict.fromkeys([dates[0], dates[-1]]))}.', ''
+                ] if dates else []
+    for one in dict.fromkeys(stored['machine'] for stored in shown):
+        machines += [f'{one}.', '']
     return [
         '# What `make proof` found', '',
         f'CPython {os.environ["VERSION"]}, {commit(proof)}, source tree '
         f'{proof.source[:12]}.', '',
-        f'{datetime.date.today().isoformat()}, {machine()}; {compilers()}.',
-        '',
+        *machines,
         f'{len(judged)} steps, {clock(seconds)}: '
         + ', '.join(f'{verdicts.count(one)} {one}'
                     for one in dict.fromkeys(verdicts)) + '.', '',
@@ -416,6 +444,13 @@ def summary(proof):
     return text.replace(f'{ROOT}/', '')
 
 
+def results_to_keep(proof):
+    found = [proof.load(step) for step in proof.steps]
+    return json.dumps([one for one in found
+                       if one is not None and one['source'] is not None],
+                      indent=1) + '\n'
+
+
 def interrupt(number, frame):
     raise KeyboardInterrupt(number)
 
@@ -434,7 +469,8 @@ def main():
             text = summary(proof)
             write(SUMMARY, text)
             write(RESULT, text)
-            print('PROOF.md is written')
+            write(KEPT, results_to_keep(proof))
+            print('PROOF.md and scripts/proof-results.json are written')
             return 0
         return run_all(proof)
     except Failed as error:

@@ -4,8 +4,9 @@
 # Runs the steps of scripts/proof.py, whose results lie in build/proof; what
 # was done with the same source is not done again, so an interrupted run goes
 # on where it was.  ONLY='GROUP or STEP...' picks some, AGAIN=1 repeats failed
-# ones.  The table is build/proof/summary.md; 'summary' copies it to PROOF.md,
-# 'list' prints what there is to do.
+# ones, KEPT=1 takes those of scripts/proof-results.json for done.  The table is
+# build/proof/summary.md; 'summary' writes it to PROOF.md, and the results to
+# that file; 'list' prints what there is to do.
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -54,6 +54,16 @@ def locked(name, wait):
             yield True
 
 
+def write(path, text):
+    """Write a file as a whole or not at all."""
+    new = path.with_name(f'{path.name}.{os.getpid()}')
+    try:
+        new.write_text(text)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 # --- Running programs -------------------------------------------------------
 
 def before_exec(memory):
@@ -67,7 +77,8 @@ def clean_environ(**more):
     environ = {name: value for name, value in os.environ.items()
                if not name.startswith(('PYTHON', 'MAKE', 'MFLAGS'))
                and name not in ('CC', 'CONFIG', 'STEP', 'STEPS', 'STEP_OPEN',
-                                'ONLY', 'AGAIN', 'OUR_SCRIPT')}
+                                'ONLY', 'AGAIN', 'KEPT',
+                                'OUR_SCRIPT')}
     environ.update(more)
     return environ
 
@@ -319,8 +330,9 @@ class Build:
                        (self.source / 'configure').stat().st_mtime))
         done = self.folder / '.configured'
         if not done.exists() or done.read_text() != wanted:
-            shutil.rmtree(self.folder)
-            self.folder.mkdir()
+            if self.folder != self.source:
+                shutil.rmtree(self.folder)
+                self.folder.mkdir()
             variables = {'CC': self.compiler, **self.variables,
                          **self.paths}
             status = run([self.source / 'configure', *self.options,
@@ -431,8 +443,10 @@ def make_builds():
     for stock in False, True:
         add('stock-shared' if stock else 'shared', stock=stock,
             options=['--enable-shared'])
-        add('stock-regen' if stock else 'regen', stock=stock,
-            source=PROOF / 'regen' / ('stock' if stock else 'series'))
+        # The checks look for pyconfig.h in the source.
+        copy = PROOF / 'regen' / ('stock' if stock else 'series')
+        add('stock-regen' if stock else 'regen', stock=stock, source=copy,
+            folder=copy)
     return builds
 
 

@@ -16,7 +16,7 @@ import sys
 
 from proof_builds import (
     BUILDS, JOBS, PROOF, ROOT, STOCK, TREE, Failed, NotRun, export_source,
-    git, output, run, source_id)
+    git, output, run, source_id, write)
 
 HERE = pathlib.Path(__file__).resolve().parent
 OWN_TESTS = ('test_tracemalloc', 'test_tracemalloc_interpreters',
@@ -258,7 +258,7 @@ class LongTests(Tests):
         result = self.run_tests(files, f'{path.stem}-')
         if not self.stock_only and source_id() != source:
             raise Failed('the source was changed meanwhile')
-        path.write_text(json.dumps(
+        write(path, json.dumps(
             {'made': made, 'result': dataclasses.asdict(result)}))
         return result
 
@@ -579,12 +579,19 @@ class Compiler(Tests):
 
 
 class Regenerate(Step):
-    """The checks of CPython's own CI on a copy of the source."""
+    """The checks of CPython's own CI in a copy of the source."""
 
     TARGETS = ('check-c-globals', 'smelly', 'check-limited-abi', 'regen-all')
 
     def parameters(self):
-        return self.TARGETS
+        return self.TARGETS, 'built in the source'
+
+    def changes(self):
+        """Files that are not those of the source."""
+        lines = git(self.builds[0].source, 'status', '--porcelain',
+                    '--untracked-files=all').splitlines()
+        return {line for line in lines if '__pycache__' not in line
+                and not line.endswith(('.o', '.a'))}
 
     def perform(self):
         build = self.builds[0]
@@ -615,13 +622,13 @@ class Regenerate(Step):
         build = self.builds[0]
         result = Result()
         self.log.unlink(missing_ok=True)
+        built = {line for line in self.changes() if line[:2] == '??'}
         for target in self.TARGETS:
             status = run(['make', target], self.log, cwd=build.folder,
                          append=True)
             result.add(status == 0, f'make {target}: exit status {status}')
-        for line in git(build.source, 'status', '--porcelain').splitlines():
-            if '__pycache__' not in line:
-                result.add(False, f'regen-all changes {line[3:]}')
+        for line in sorted(self.changes() - built):
+            result.add(False, f'regen-all changes {line[3:]}')
         if result.failed:
             result.note = self.where()
         return result
