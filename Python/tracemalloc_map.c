@@ -18,9 +18,10 @@
 // The load without memory, for what must not be lost.
 #define LAST_LIMIT(capacity) ((capacity) / 16 * 15)
 
-// Old slots moved by a call.  A new capacity is used up by no fewer calls than
-// 3/16 of the old one, or 1/16 where its last limit had been reached.
-#define MOVES 16
+// Old slots moved by a call: all c of them until the new capacity is used up.
+// That takes c/4 calls, or c/16 - 3 where the last limit had been reached.
+// From c = 96 on these are at least c/32, and below no fewer than 3.
+#define MOVES 32
 
 #define REMOVED 1
 

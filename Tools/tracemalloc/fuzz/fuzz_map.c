@@ -20,6 +20,7 @@ typedef struct {
     size_t top;                   // elements from here on are free
     size_t used;
     size_t reserved;
+    size_t most;                  // slots taken without memory for more, or 0
 
     uintptr_t gone[MAX_GONE];     // the last ones removed
     size_t ngone;
@@ -122,10 +123,12 @@ static void
 check_counts(const fuzz_state *f)
 {
     const _PyTraceMap *map = &f->map;
+    size_t taken = map->used + map->reserved;
     CHECK(map->used == f->used, "%zu traces, not %zu", map->used, f->used);
     CHECK(map->reserved == f->reserved, "%zu reservations, not %zu",
           map->reserved, f->reserved);
-    CHECK(map->used + map->reserved <= map->limit
+    CHECK(taken <= Py_MAX(map->limit, f->most)
+          && (taken < map->capacity || map->capacity == 0)
           && (map->limit < map->capacity || map->capacity == 0),
           "%zu traces and %zu reservations in %zu slots",
           map->used, map->reserved, map->capacity);
@@ -210,8 +213,15 @@ check_moved(const fuzz_state *f, const _PyTraceMap *before)
 
 /* --- Operations --------------------------------------------------------- */
 
+// Without memory fifteen sixteenths of the slots may be taken, in steps of 16.
 static bool
-op_reserve(fuzz_state *f)
+has_last_room(const _PyTraceMap *map)
+{
+    return map->used + map->reserved < map->capacity / 16 * 15;
+}
+
+static bool
+op_reserve(fuzz_state *f, bool anyway)
 {
     if (f->reserved == MAX_RESERVED) {
         return false;
@@ -219,12 +229,19 @@ op_reserve(fuzz_state *f)
     _PyTraceMap before = f->map;
     size_t failures = f->heap.failures;
     bool has_room = _PyTraceMap_HasRoom(&f->map);
-    int result = _PyTraceMap_Reserve(&f->map);
-    CHECK((result < 0) == (f->heap.failures > failures),
-          "%zu allocations failed, and reserving returned %d",
-          f->heap.failures - failures, result);
+    int result = (anyway ? _PyTraceMap_ReserveAnyway(&f->map)
+                         : _PyTraceMap_Reserve(&f->map));
+    bool failed = f->heap.failures > failures;
+    CHECK(failed || result == 0, "reserving fails with memory");
+    CHECK(!failed || anyway || result < 0, "reserved without memory");
+    CHECK(result == 0 || !anyway || !has_last_room(&before),
+          "there was room for %zu traces in %zu slots",
+          before.used + before.reserved + 1, before.capacity);
     CHECK(result == 0 || !has_room, "there was room");
     f->reserved += result == 0;
+    if (result == 0 && failed) {
+        f->most = f->used + f->reserved;
+    }
     CHECK(f->map.reserved == f->reserved, "%zu reservations, not %zu",
           f->map.reserved, f->reserved);
     check_moved(f, &before);
@@ -250,7 +267,7 @@ op_put(fuzz_state *f, uintptr_t ptr, uint32_t size, bool plainly)
         return;
     }
     plainly = plainly && _PyTraceMap_HasRoom(&f->map);
-    if (!plainly && f->reserved == 0 && !op_reserve(f)) {
+    if (!plainly && f->reserved == 0 && !op_reserve(f, false)) {
         return;
     }
     size_t i = model_add(f, ptr);
@@ -314,7 +331,7 @@ op_clear(fuzz_state *f)
 {
     _PyTraceMap_Clear(&f->map);
     memset(f->blocks, 0, sizeof(f->blocks));
-    f->top = f->used = f->reserved = 0;
+    f->top = f->used = f->reserved = f->most = 0;
     CHECK(f->heap.live == 0 && f->heap.bytes == 0, "%zu blocks are leaked",
           f->heap.live);
 }
@@ -388,7 +405,7 @@ step(fuzz_state *f)
         do_blocks(f, &what);
         break;
     case 8:
-        while (count-- > 0 && op_reserve(f)) {
+        while (count-- > 0 && op_reserve(f, what.flags & 1)) {
         }
         break;
     case 9:
