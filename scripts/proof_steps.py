@@ -748,7 +748,9 @@ def storms():
             text = f'{count} interpreters' if not seconds else storm
             yield Storm('storms', f'{storm}-{config}', [config],
                         f'{text}, {config}', storm=storm, seconds=seconds,
-                        count=count)
+                        count=count,
+                        baseline=(f'races-stock-{config}'
+                                  if config.endswith('tsan') else None))
     yield Tests('storms', 'forks', ['debug'],
                 'test_tracemalloc_storms with -u cpu: 1000 forks',
                 tests=('test_tracemalloc_storms',), regrtest=('-u', 'cpu'),
