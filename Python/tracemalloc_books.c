@@ -419,13 +419,12 @@ static result
 make_room(_PyTraceRuntime *runtime, _PyTraceBooks *books, bool shared,
           _PyTraceRoom *room)
 {
-    bool valid = room->reserved && room->epoch == books->epoch;
+    bool valid = (room->reserved && room->shared == shared
+                  && room->epoch == books->epoch);
     bool had_trace = room->epoch != 0;
-    if (valid && room->shared != shared) {
-        return_room(runtime, books, room);
-        valid = false;
-    }
     if (!valid) {
+        // In the directory there may be room of before books were cleared.
+        return_room(runtime, books, room);
         room->books = books;
         room->epoch = books->epoch;
         room->shared = shared;
