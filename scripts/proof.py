@@ -358,16 +358,16 @@ def head(proof, judged):
     shown = [stored for _, verdict, _, stored in judged
              if verdict not in (NOT_DONE, OUTDATED)]
     seconds = sum(stored['seconds'] for stored in shown)
-    dates = sorted({stored['date'] for stored in shown})
-    machines = [f'{", ".join(dict.fromkeys([dates[0], dates[-1]]))}.', ''
-                ] if dates else []
-    for one in dict.fromkeys(stored['machine'] for stored in shown):
-        machines += [f'{one}.', '']
+    dates = sorted(stored['date'] for stored in shown)
+    origins = []
+    for one in dict.fromkeys([*dates[:1], *dates[-1:],
+                              *(stored['machine'] for stored in shown)]):
+        origins += [f'{one}.', '']
     return [
         '# What `make proof` found', '',
         f'CPython {os.environ["VERSION"]}, {commit(proof)}, source tree '
         f'{proof.source[:12]}.', '',
-        *machines,
+        *origins,
         f'{len(judged)} steps, {clock(seconds)}: '
         + ', '.join(f'{verdicts.count(one)} {one}'
                     for one in dict.fromkeys(verdicts)) + '.', '',

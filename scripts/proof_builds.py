@@ -77,8 +77,7 @@ def clean_environ(**more):
     environ = {name: value for name, value in os.environ.items()
                if not name.startswith(('PYTHON', 'MAKE', 'MFLAGS'))
                and name not in ('CC', 'CONFIG', 'STEP', 'STEPS', 'STEP_OPEN',
-                                'ONLY', 'AGAIN', 'KEPT',
-                                'OUR_SCRIPT')}
+                                'ONLY', 'AGAIN', 'KEPT', 'OUR_SCRIPT')}
     environ.update(more)
     return environ
 
