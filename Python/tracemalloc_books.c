@@ -903,11 +903,11 @@ is_up_to_date(_PyTraceBooks *books, PyThreadState *tstate, uintptr_t ptr)
 {
     _PyTrace trace;
     _PyTraceback_Id id;
-    uint64_t operations = _Py_atomic_load_uint64_relaxed(&books->operations);
-    lock_own_books(books);
-    bool same = true;
     // Without a GIL others may have been here after is_last().
-    if (books->operations == operations + 1) {
+    const _PyThreadStateImpl *impl = (_PyThreadStateImpl *)tstate;
+    bool same = true;
+    lock_own_books(books);
+    if (books->operations == impl->tracemalloc.operation + 1) {
         same = _PyTraceBooks_Get(books, 0, ptr, &trace)
                && (trace.traceback == _PyTraceback_UNKNOWN
                    || _PyTraceCapture_Traceback(

@@ -116,9 +116,12 @@ class Proof:
         """The step's result of whatever source and machine, or None."""
         here = self.load_done_here(step)
         kept = self.kept.get(step.name)
-        # Here, but in vain: the kept one says more.
-        if kept is not None and (here is None or here['source'] is None
-                                 or here['status'] == 'not run'):
+        if kept is None or here is None:
+            return here or kept
+        # Done here in vain, or before the kept one, which was pulled since.
+        if (here['source'] is None or here['status'] == 'not run'
+                or (self.is_current(step, kept)
+                    and not self.is_current(step, here))):
             return kept
         return here
 

@@ -757,6 +757,61 @@ class HeldUpTests(base.ForkBase):
         self.check('legacy', 'detached')
 
 
+class ClearedTests(ScriptBase):
+    """Traces are cleared while a thread reallocates a block that has one.
+
+    It was promised room for the next trace, in the books and the directory.
+    """
+
+    def test_room_is_given_back(self):
+        self.run_script("""
+            from itertools import product
+
+            OLD, NEW = 10_001, 20_002
+            capi.tracemalloc_below_install()
+
+            def realloc(addr, size):
+                # No request fails.
+                return capi.tracemalloc_realloc_failing(
+                    domain, addr, size, 0, 0, False)[0]
+
+            def move():
+                global addr
+                addr = realloc(addr, NEW)
+
+            def restart():
+                tracemalloc.stop()
+                tracemalloc.start()
+
+            for domain, tracked, meanwhile in product(
+                    ('raw', 'mem', 'obj'), (False, True),
+                    (tracemalloc.clear_traces, tracemalloc.stop, restart)):
+                tracemalloc.start()
+                addr = realloc(0, OLD)
+                if tracked:
+                    # Now any interpreter may remove the trace.
+                    capi.tracemalloc_track(0, addr, OLD)
+                capi.tracemalloc_gate_close(NEW, True)
+                thread = threading.Thread(target=move)
+                thread.start()
+                try:
+                    capi.tracemalloc_gate_wait(TIMEOUT)
+                    meanwhile()
+                finally:
+                    capi.tracemalloc_gate_open()
+                    thread.join()
+                sizes = [trace[1] for trace in tracemalloc._get_traces()]
+                assert sizes.count(NEW) == tracemalloc.is_tracing(), sizes
+                check_sums()
+                capi.tracemalloc_domain_free(domain, addr)
+                check_sums()
+                tracemalloc.stop()
+                assert not capi.tracemalloc_promises(), (
+                    domain, tracked, meanwhile)
+            capi.tracemalloc_below_remove()
+            """)
+
+
 # --- The end --------------------------------------------------------------
 
 class EndTests(ScriptBase):

@@ -909,6 +909,24 @@ tracemalloc_sums(PyObject *self, PyObject *ids)
     return Py_BuildValue("nn", sum + others, traced);
 }
 
+PyDoc_STRVAR(promises_doc,
+"tracemalloc_promises()\n"
+"--\n\n"
+"Return how many entries of the directory have been promised room.");
+
+static PyObject *
+tracemalloc_promises(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    _PyTraceDirectory *directory = _PyRuntime.tracemalloc.directory;
+    size_t promised = 0;
+    if (directory != NULL) {
+        PyMutex_Lock(&directory->mutex);
+        promised = directory->table.reserved;
+        PyMutex_Unlock(&directory->mutex);
+    }
+    return PyLong_FromSize_t(promised);
+}
+
 PyDoc_STRVAR(records_doc,
 "tracemalloc_records()\n"
 "--\n\n"
@@ -1192,6 +1210,7 @@ static struct {
     void *spared;                       // a block of that size, if not freed
 
     uintptr_t gate;                     // atomic: a size, or an address
+    int gate_detaches;                  // set before the gate
     PyEvent gate_reached;
     PyEvent gate_open;
 } below;
@@ -1240,7 +1259,8 @@ wait_at_gate(uintptr_t key)
         && _Py_atomic_compare_exchange_uintptr(&below.gate, &key, 0))
     {
         _PyEvent_Notify(&below.gate_reached);
-        while (!PyEvent_WaitTimed(&below.gate_open, 1000 * 1000 * 1000, 0)) {
+        while (!PyEvent_WaitTimed(&below.gate_open, 1000 * 1000 * 1000,
+                                  below.gate_detaches)) {
         }
     }
 }
@@ -1488,19 +1508,25 @@ tracemalloc_domain_free(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(gate_close_doc,
-"tracemalloc_gate_close(key)\n"
+"tracemalloc_gate_close(key, detach=False)\n"
 "--\n\n"
 "Hold up the first thread that asks the allocators for a block of this size,\n"
-"or frees the block at this address.");
+"or frees the block at this address; with 'detach' without the GIL.");
 
 static PyObject *
-tracemalloc_gate_close(PyObject *self, PyObject *key)
+tracemalloc_gate_close(PyObject *self, PyObject *args)
 {
+    PyObject *key;
+    int detach = 0;
+    if (!PyArg_ParseTuple(args, "O|p", &key, &detach)) {
+        return NULL;
+    }
     void *value = PyLong_AsVoidPtr(key);
     if (value == NULL && PyErr_Occurred()) {
         return NULL;
     }
     below.gate_reached = below.gate_open = (PyEvent){0};
+    below.gate_detaches = detach;
     _Py_atomic_store_uintptr(&below.gate, (uintptr_t)value);
     Py_RETURN_NONE;
 }
@@ -1750,6 +1776,8 @@ static PyMethodDef test_methods[] = {
      pool_stop_doc},
     {"tracemalloc_handoff", tracemalloc_handoff, METH_VARARGS, handoff_doc},
     {"tracemalloc_sums", tracemalloc_sums, METH_VARARGS, sums_doc},
+    {"tracemalloc_promises", tracemalloc_promises, METH_NOARGS,
+     promises_doc},
     {"tracemalloc_records", tracemalloc_records, METH_NOARGS, records_doc},
     {"tracemalloc_call_and_read", tracemalloc_call_and_read, METH_VARARGS,
      call_and_read_doc},
@@ -1774,7 +1802,7 @@ static PyMethodDef test_methods[] = {
      METH_VARARGS, realloc_failing_doc},
     {"tracemalloc_domain_free", tracemalloc_domain_free, METH_VARARGS,
      domain_free_doc},
-    {"tracemalloc_gate_close", tracemalloc_gate_close, METH_O,
+    {"tracemalloc_gate_close", tracemalloc_gate_close, METH_VARARGS,
      gate_close_doc},
     {"tracemalloc_gate_wait", tracemalloc_gate_wait, METH_VARARGS,
      gate_wait_doc},

@@ -128,8 +128,7 @@ check_counts(const fuzz_state *f)
     CHECK(map->reserved == f->reserved, "%zu reservations, not %zu",
           map->reserved, f->reserved);
     CHECK(taken <= Py_MAX(map->limit, f->most)
-          && (taken < map->capacity || map->capacity == 0)
-          && (map->limit < map->capacity || map->capacity == 0),
+          && (map->capacity == 0 || Py_MAX(taken, map->limit) < map->capacity),
           "%zu traces and %zu reservations in %zu slots",
           map->used, map->reserved, map->capacity);
     CHECK(_PyTraceMap_Memory(map) == f->heap.bytes,
