@@ -71,7 +71,7 @@ help:
 	@echo "make build         build it in build/CONFIG; after an edit only what changed"
 	@echo "make test          build (CONFIG=debug) and run the tests"
 	@echo "make oracle        compare with the oracle's books (MINUTES=1, SEED=, CONFIG=debug)"
-	@echo "make model         check the model of the counters with SPIN (QUICK=1: 2 min)"
+	@echo "make model         check the models of counters and lock with SPIN (QUICK=1: 2 min)"
 	@echo "make bench         compare with stock: build/bench/table.md, *.svg (QUICK=1: 1 min)"
 	@echo "make traces        do stock and patched leave the same traces behind?"
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"

@@ -18,11 +18,6 @@ _PyTracePools_Init(_PyTracePools *pools, const PyMemAllocatorEx *allocator)
     *pools = (_PyTracePools){.allocator = allocator};
 }
 
-// _PyTracePool_Index() is exact for every block.
-static_assert((POOL_SIZE >> ALIGNMENT_SHIFT)
-              * (SMALL_REQUEST_THRESHOLD >> ALIGNMENT_SHIFT) <= 1 << 16,
-              "the reciprocal of a block's size has 16 bits");
-
 // Slots for traces: one for each block, and one for what remains at the end.
 static size_t
 count_slots(size_t block_size)
@@ -103,6 +98,10 @@ rebuild(_PyTracePools *pools)
 static _PyTracePool *
 new_pool(_PyTracePools *pools, uintptr_t address, size_t block_size)
 {
+    // So 16 bits of the reciprocal are enough for the index of every block.
+    Py_BUILD_ASSERT((POOL_SIZE >> ALIGNMENT_SHIFT)
+                    * (SMALL_REQUEST_THRESHOLD >> ALIGNMENT_SHIFT) <= 1 << 16);
+
     _PyTracePool *pool = pools->allocator->calloc(
         pools->allocator->ctx, 1,
         sizeof(_PyTracePool)

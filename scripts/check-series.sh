@@ -131,20 +131,20 @@ if [ "$STEPS" = 4 ]; then
         # A subshell, for what config_options exports.
         (
             config_options "$config"
-            g -C "$repo" checkout -q --detach pristine
+            # Each one by hand: '||' below turns 'set -e' off.
             dir=$tmp/build-$config
-            mkdir "$dir"
+            { g -C "$repo" checkout -q -f --detach pristine && mkdir "$dir"; } || die "the folder for the build of $config cannot be made; is the disk full?"
             number=0
             for commit in $(g -C "$repo" rev-list --reverse "pristine..$head"); do
                 number=$((number + 1))
                 name=${series[number - 1]##*/}
                 log=$LOGS/each-$config-${name%%-*}.log
                 start=$SECONDS
-                g -C "$repo" checkout -q --detach "$commit"
+                g -C "$repo" checkout -q -f --detach "$commit" || die "the commit of $name cannot be checked out; is the disk full?"
                 if [ ! -f "$dir/Makefile" ] || ! cmp -s "$repo/configure" "$dir/.configure"; then
                     (cd "$dir" && OPT="${EACH_OPT--DNDEBUG -fwrapv -O1 -Wall}" "$repo/configure" "${OPTIONS[@]+"${OPTIONS[@]}"}") >"$log" 2>&1 </dev/null ||
                         die_log "$log" "configure fails with $name ($config); repair it in build/cpython and run 'make export'"
-                    cp "$repo/configure" "$dir/.configure"
+                    cp "$repo/configure" "$dir/.configure" || die "$dir cannot be written to; is the disk full?"
                 fi
                 make -C "$dir" -j"$JOBS" >"$log" 2>&1 </dev/null ||
                     die_log "$log" "CPython does not build with the series up to $name ($config); repair it in build/cpython and run 'make export'"

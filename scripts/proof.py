@@ -118,12 +118,13 @@ class Proof:
         kept = self.kept.get(step.name)
         if kept is None or here is None:
             return here or kept
-        # Done here in vain, or before the kept one, which was pulled since.
-        if (here['source'] is None or here['status'] == 'not run'
-                or (self.is_current(step, kept)
-                    and not self.is_current(step, here))):
-            return kept
-        return here
+        # The better one; the kept one may have been pulled since.
+        def rank(stored):
+            return (stored['source'] is not None
+                    and stored['status'] != 'not run',
+                    self.is_current(step, stored),
+                    stored['key'] == step.key(), stored['date'])
+        return max(here, kept, key=rank)
 
     def is_current(self, step, stored):
         return (stored['source'] == self.source_of(step)
@@ -140,7 +141,8 @@ class Proof:
     def failures_of(self, name):
         step = self.by_name.get(name)
         stored = self.load(step) if step is not None else None
-        if stored is None or stored['key'] != step.key():
+        if (stored is None or stored['key'] != step.key()
+                or stored.get('broken')):
             return None
         return stored['failures']
 
@@ -166,7 +168,7 @@ class Proof:
                 reasons.append((failure, True, f'{step.baseline} has it, too'))
             else:
                 reasons.append((failure, False, ''))
-        if step.reference:
+        if step.reference and not stored.get('broken'):
             return REFERENCE, reasons
         if not all(ok for _, ok, _ in reasons):
             return FAIL, reasons
@@ -189,6 +191,7 @@ def covered(failure, baseline):
 def do_step(proof, step):
     """Do it and store the result, which is returned."""
     start = time.monotonic()
+    key = step.key()
     stored = {'step': step.name, 'group': step.group, 'status': 'pass',
               'passed': 0, 'failed': 0, 'skipped': 0, 'failures': [],
               'note': ''}
@@ -198,13 +201,13 @@ def do_step(proof, step):
         stored.update(status='not run', note=str(reason))
     except (Failed, OSError, UnicodeError) as error:
         text = str(error).replace(f'{ROOT}/', '')
-        stored.update(status='fail', failed=1, failures=[text])
+        stored.update(status='fail', failed=1, failures=[text], broken=True)
     except Exception:
         # A mistake in the step itself must not keep the others from running.
         step.log.parent.mkdir(parents=True, exist_ok=True)
         with open(step.log, 'a') as file:
             traceback.print_exc(file=file)
-        stored.update(status='fail', failed=1, failures=[
+        stored.update(status='fail', failed=1, broken=True, failures=[
             f'the step itself raised {sys.exc_info()[0].__name__}, '
             f'{step.where()}'])
     else:
@@ -213,11 +216,13 @@ def do_step(proof, step):
                       skipped=result.skipped, note=result.note,
                       failures=sorted(set(result.failures)))
     stored['seconds'] = round(time.monotonic() - start)
-    stored.update(source=proof.source_of(step), key=step.key())
+    stored.update(source=proof.source_of(step), key=key)
+    # Nobody knows what the result is of.
     if not step.stock_only and source_id() != proof.source:
-        # Nobody knows which source this is the result of.
         stored.update(source=None, note='the source was changed meanwhile')
-    stored['date'] = datetime.date.today().isoformat()
+    if step.key() != key:
+        stored.update(source=None, note='the step was changed meanwhile')
+    stored['date'] = datetime.datetime.now().isoformat(' ', 'minutes')
     stored['machine'] = machine()
     write(PROOF / f'{step.name}.json', json.dumps(stored, indent=1) + '\n')
     return stored
@@ -258,11 +263,18 @@ def free_space():
             'needed; make room and run make proof again.')
 
 
+def is_to_be_repeated(proof, step, stored):
+    """What failed, and what of stock failed: it may have been the machine."""
+    return asked('AGAIN') and (
+        proof.judge(step)[0] == FAIL
+        or (step.reference and stored['status'] == 'fail'))
+
+
 def run_step(proof, step, head):
     """Do it unless that is done, and say how it went."""
     stored = proof.current(step)
-    if stored is not None and stored['status'] != 'not run' and not (
-            asked('AGAIN') and proof.judge(step)[0] == FAIL):
+    if (stored is not None and stored['status'] != 'not run'
+            and not is_to_be_repeated(proof, step, stored)):
         print(f'{head}{proof.judge(step)[0]}, done before', flush=True)
         return
     free_space()
@@ -324,15 +336,16 @@ def machine():
     except (OSError, TypeError):
         model = platform.machine()
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    # Without what the builder of the kernel has added.
+    release = re.match(r'[\d.]*', platform.release())[0]
     return (f'{model}, {os.cpu_count()} processors, {memory / 2**30:.0f} GB, '
-            f'{platform.system()} {platform.release()} '
+            f'{platform.system()} {release} '
             f'{platform.machine()}; {compilers()}')
 
 
-def commit(proof):
-    head = git(TREE, 'rev-parse', 'HEAD').strip()
+def series():
     patches = git(TREE, 'rev-list', '--count', 'pristine..HEAD').strip()
-    text = f'commit {head[:12]}, {patches} patches'
+    text = f'{patches} patches'
     if git(TREE, 'rev-parse', 'HEAD^{tree}').strip() != source_id(()):
         text += ' and changes that are not committed'
     return text
@@ -361,14 +374,14 @@ def head(proof, judged):
     shown = [stored for _, verdict, _, stored in judged
              if verdict not in (NOT_DONE, OUTDATED)]
     seconds = sum(stored['seconds'] for stored in shown)
-    dates = sorted(stored['date'] for stored in shown)
+    dates = sorted(stored['date'][:10] for stored in shown)
     origins = []
     for one in dict.fromkeys([*dates[:1], *dates[-1:],
                               *(stored['machine'] for stored in shown)]):
         origins += [f'{one}.', '']
     return [
         '# What `make proof` found', '',
-        f'CPython {os.environ["VERSION"]}, {commit(proof)}, source tree '
+        f'CPython {os.environ["VERSION"]}, {series()}, source tree '
         f'{proof.source[:12]}.', '',
         *origins,
         f'{len(judged)} steps, {clock(seconds)}: '
@@ -471,7 +484,8 @@ def main():
         if what == 'summary':
             text = summary(proof)
             write(SUMMARY, text)
-            write(RESULT, text)
+            # The logs are here alone.
+            write(RESULT, re.sub(r'see build/proof/log/\S+', '', text))
             write(KEPT, results_to_keep(proof))
             print('PROOF.md and scripts/proof-results.json are written')
             return 0

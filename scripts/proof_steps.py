@@ -62,6 +62,23 @@ class Result:
         self.failures += other.failures
 
 
+def digest(path):
+    """Of a file, or of all those in a folder."""
+    if path.is_dir():
+        text = ''.join(digest(one) for one in sorted(path.iterdir()))
+        return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def symbol(match):
+    """The file and function of '(program+0x123)', not an inlined one."""
+    text = output(['addr2line', '-f', '-i', '-e', match[1], match[2]])
+    if not text:
+        return match[0]
+    function, place = text.splitlines()[-2:]
+    return f'{place.partition(":")[0]} in {function}'
+
+
 class Step:
     """Something to do, in certain builds."""
 
@@ -90,8 +107,7 @@ class Step:
         return ()
 
     def key(self):
-        files = [hashlib.sha256((HERE / name).read_bytes()).hexdigest()
-                 for name in self.files]
+        files = [digest(HERE / name) for name in self.files]
         text = repr((type(self).__name__, self.name, self.parameters(), files,
                      [build.description() for build in self.builds]))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -126,6 +142,13 @@ class Step:
         for name, value in build.environ.items():
             value = value.replace('{source}', str(build.source))
             environ[name] = f'{value}:log_path={self.out}/report'
+            if name in ('ASAN_OPTIONS', 'TSAN_OPTIONS'):
+                # Reports are counted by themselves.
+                environ[name] += ':exitcode=0'
+            if name == 'ASAN_OPTIONS':
+                # That takes so long that the end of the process may cut
+                # the report off.
+                environ[name] += ':symbolize=0'
         return environ
 
     def add_reports(self, result):
@@ -142,6 +165,7 @@ class Step:
             found += [f'UBSan: {message}' for message in
                       re.findall(r'runtime error: (.*)$', text, re.M)]
             for line in found or ['a report without a summary']:
+                line = re.sub(r'\((\S+)\+(0x[0-9a-f]+)\)', symbol, line)
                 # Neither paths nor addresses, which differ each time.
                 line = re.sub(r'(\S*/)(\S+?)(:\d+)*( |$)', r'\2\4', line)
                 seen.add(re.sub(r'0x[0-9a-f]+', '0x', line).strip())
@@ -315,7 +339,7 @@ class Races(Step):
         for _ in range(self.REPEAT):
             status = run([build.python, '-c', self.PROGRAM], self.log,
                          timeout=600, **self.environ(build))
-            if status not in (0, 66):       # 66: there are reports
+            if status:
                 raise Failed(f'exit status {status}, {self.where()}')
             result.passed += 1
         self.add_reports(result)
@@ -618,15 +642,26 @@ class Regenerate(Step):
             shutil.rmtree(build.source, ignore_errors=True)
             build.remove()
 
+    def last_error(self, offset):
+        """What says why, so that another failure has another name."""
+        text = self.log.read_bytes()[offset:].decode(errors='replace')
+        errors = re.findall(r'^\w*(?:Error|Exception|ERROR|error): .*$', text,
+                            re.M)
+        if not errors:
+            return ''
+        return ', ' + errors[-1].replace(str(self.builds[0].source), '')[:200]
+
     def do(self):
         build = self.builds[0]
         result = Result()
         self.log.unlink(missing_ok=True)
         built = {line for line in self.changes() if line[:2] == '??'}
         for target in self.TARGETS:
+            before = self.log.stat().st_size if self.log.exists() else 0
             status = run(['make', target], self.log, cwd=build.folder,
                          append=True)
-            result.add(status == 0, f'make {target}: exit status {status}')
+            result.add(status == 0, f'make {target}: exit status {status}'
+                                    f'{self.last_error(before)}')
         for line in sorted(self.changes() - built):
             result.add(False, f'regen-all changes {line[3:]}')
         if result.failed:
@@ -762,8 +797,8 @@ def pure_parts():
                   f'fuzzing of the containers, {FUZZ_SECONDS} s each',
                   needs=('Tools/tracemalloc/fuzz/fuzz.sh',), not_run=(2,),
                   command=('{tree}/Tools/tracemalloc/fuzz/fuzz.sh',
-                           BUILDS['release'].folder, FUZZ_SECONDS))
-    yield Command('fuzz', 'model', [], 'model of the counters',
+                           '{root}/build/release', FUZZ_SECONDS))
+    yield Command('fuzz', 'model', [], 'models of the counters and of the lock',
                   tools=('spin',), needs=('Tools/tracemalloc/check_model.sh',),
                   command=('{tree}/Tools/tracemalloc/check_model.sh',))
 
@@ -786,6 +821,8 @@ def compilers():
               "abidiff of stock's and our shared library")
     yield Command('compilers', 'series', [],
                   'each patch builds and passes test_tracemalloc',
+                  files=('../patches', 'check-series.sh', 'common.sh',
+                         'options.sh', 'owned.sh'),
                   command=('{root}/scripts/check-series.sh',),
                   settings=(('EACH', '1'),))
 
