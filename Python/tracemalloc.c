@@ -162,13 +162,11 @@ _PyTraceMalloc_InitRuntime(void)
                     - offsetof(_PyRuntimeState, tracemalloc) == 232);
 #endif
     _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyTraceRuntime_Lock(runtime);
     assert(runtime->ntracing == 0);
     // The allocators are what they are without hooks.
     runtime->hooked = 0;
     runtime->ref_tracer = NULL;
     runtime->tstates_gone = false;
-    _PyTraceRuntime_Unlock(runtime);
 }
 
 void

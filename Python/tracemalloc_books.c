@@ -565,7 +565,7 @@ try_record(_PyTraceCaller *caller, _PyTrace *trace, bool shared,
     if (res != NEEDS_LOCK) {
         return_room(caller->runtime, books, room);
     }
-    if (res == DONE && caller->attached) {
+    if (res == DONE && caller->attached && trace->domain == 0) {
         set_last(books, caller->tstate, trace->ptr);
     }
     unlock_books(books);

@@ -33,14 +33,15 @@ static const PyMemAllocatorDomain alloc_domains[] = {
 static PyThreadState *
 detached_tstate(_PyTraceRuntime *runtime)
 {
-    PyThreadState *tstate = PyGILState_GetThisThreadState();
     if (runtime->tstates_gone
-        && tstate != _PyRuntimeState_GetFinalizing(&_PyRuntime))
+        && (_PyRuntimeState_GetFinalizingID(&_PyRuntime)
+            != PyThread_get_thread_ident()))
     {
-        // It may have been freed: compared above, but never looked into.
+        // It may have been freed.  The thread that finalizes has one for each
+        // interpreter that it ends.
         return NULL;
     }
-    return tstate;
+    return PyGILState_GetThisThreadState();
 }
 
 static inline void
@@ -626,14 +627,16 @@ same_allocators(const struct _tracemalloc_allocators *a,
 // in now.  Returns true if they are in.
 //
 // They may be in without being on top: others may be installed over them.
-// They are not in any more if what they have below them is on top.
+// They are not in any more if what they have below them is on top, or what has
+// nobody's hooks below it: whoever had saved that has set it again.
 static bool
 peek(_PyTraceRuntime *runtime, PyMemAllocatorDomain domain,
      PyMemAllocatorEx *alloc)
 {
     PyMem_GetAllocator(domain, alloc);
     bool covered = (runtime->hooked & DOMAIN_BIT(domain)) != 0
-                   && !same_allocator(alloc, below(runtime, domain));
+                   && !same_allocator(alloc, below(runtime, domain))
+                   && !_PyMem_IsBuiltinAllocator(alloc);
     if (covered || same_functions(alloc, hooks_of(domain))) {
         *alloc = *below(runtime, domain);
         return true;

@@ -641,8 +641,9 @@ extern void _PyTraceCaller_Take(
     bool keep_room, _PyTraceTaken *taken);
 
 // The block of the trace taken out was reallocated: record it anew, in the
-// caller's books, which are open.  Cannot fail if the trace was from there,
-// for then it has its room; otherwise the block may remain without one.
+// caller's books, which are open.  Cannot fail if the trace was from there and
+// goes to the same container, for then it has its room; otherwise the block may
+// remain without one.
 extern void _PyTraceCaller_Rerecord(
     _PyTraceCaller *caller, _PyTraceTaken *taken,
     unsigned int domain, uintptr_t ptr, size_t size, bool shared);
@@ -759,7 +760,8 @@ extern void _PyTraceMalloc_FramesChanged(void);
 // good.  Needs no thread state.
 extern void _PyTraceMalloc_Fini(PyInterpreterState *interp);
 
-// The runtime is about to be initialized, perhaps not for the first time.
+// The runtime is about to be initialized once more.  The caller has locked its
+// state of tracemalloc.
 extern void _PyTraceMalloc_InitRuntime(void);
 
 // Py_FinalizeEx() is about to delete the thread states of other threads,

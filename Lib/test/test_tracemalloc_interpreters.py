@@ -1737,6 +1737,37 @@ class LifecycleTests(ScriptBase):
             assert capi.tracemalloc_records() == count
             """)
 
+    def test_allocators_below_removed(self):
+        # Whoever was below the hooks sets what was there before, as if nobody
+        # was above.  The hooks go in again when somebody starts.
+        self.run_twice("""
+            def check(func):
+                func('tracemalloc.start()')
+                func('kept = bytearray(1000)')
+                func('assert tracemalloc._get_object_traceback(kept)')
+                func('del kept')
+
+            interp = _interpreters.create('isolated')
+            run(interp, 'import _tracemalloc as tracemalloc')
+            def others(source):
+                run(interp, source)
+            def mine(source):
+                exec(source, globals())
+
+            for func in mine, others:
+                # An interpreter may go on tracing, in vain.
+                for stop in True, False:
+                    capi.tracemalloc_below_install()
+                    check(mine)
+                    capi.tracemalloc_below_remove()
+                    if stop or func is mine:
+                        tracemalloc.stop()
+                    check(func)
+                    check_sums(*[interp] * (func is others))
+                    others('tracemalloc.stop()')
+                    tracemalloc.stop()
+            """)
+
     def test_two_tracing_threads(self):
         # Two interpreters with a GIL each trace at the same time.
         self.run_twice("""

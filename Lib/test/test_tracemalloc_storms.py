@@ -854,6 +854,7 @@ class EndTests(ScriptBase):
     # dies as late as possible; and functions that are called before.  A dot
     # for each answer that is right; exceptions would be lost.
     LATE = """
+import _testinternalcapi as capi
 import _tracemalloc as tracemalloc
 import atexit
 import codecs
@@ -865,14 +866,18 @@ tracemalloc.clear_traces()
 
 # The dictionaries of modules are cleared before the end.
 def ask(t=types.SimpleNamespace(**vars(tracemalloc)),
+        track=capi.tracemalloc_track, untrack=capi.tracemalloc_untrack,
         bytearray=bytearray, write=os.write):
     kept = bytearray(700)
+    track(5, 16, 1, 'detached')
+    domains = [trace[0] for trace in t._get_traces()]
+    untrack(5, 16, 'detached')
     tracing = t.is_tracing()
     size = t.get_traced_memory()[0]
     t.reset_peak()
     write(1, b'.' if (
         (t._get_object_traceback(kept) is not None) == tracing
-        and (t._get_traces() != []) == tracing
+        and domains.count(5) == tracing
         and (t.get_tracemalloc_memory() > 0) == tracing
         # The memory of other interpreters is in it, too.
         and (size > 0 or not tracing)

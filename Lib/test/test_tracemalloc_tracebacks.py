@@ -17,6 +17,7 @@ import unittest
 
 import _tracemalloc as tracemalloc
 from test import support
+from test.support import import_helper
 
 # Frames kept: one is a special case.
 LIMITS = 1, 2, 25
@@ -500,6 +501,23 @@ class ChangeTests(TracebackTestCase):
                     record.compare(
                         tracemalloc._get_object_traceback(obj), frames)
                     del obj
+            del kept
+
+    def test_reused_block_tracked_in_another_domain(self):
+        # Its address is recorded for that domain, and by the same call the
+        # object gets it from the free list.
+        capi = import_helper.import_module('_testinternalcapi')
+        for record in self.each_limit():
+            kept = [float(i) for i in range(300)]
+            old = float(1)
+            address = id(old)
+            del old
+            pairs = zip(map(capi.tracemalloc_track, [5], [address], [1]),
+                        map(float, [2]))
+            (_, new), frames = next(pairs), frames_of(sys._getframe())
+            self.assertEqual(id(new), address)
+            record.compare(tracemalloc._get_object_traceback(new), frames)
+            capi.tracemalloc_untrack(5, address)
             del kept
 
 
