@@ -2,7 +2,8 @@
 # clean.sh: remove everything in build/ but the cached downloads.
 #
 # Refuses, before anything is removed, when build/cpython holds work that is
-# in no patch: edits, commits since the last export, stashes, other branches.
+# in no patch: edits, commits since the last export, stashes, other branches; or
+# when build/proof has results that 'make proof-summary' has not written down.
 # KEEP_TREE=1 leaves build/cpython alone and removes the rest.
 
 # shellcheck source=scripts/common.sh
@@ -17,6 +18,9 @@ if [ -d "$TREE/.git" ] && [ -z "${KEEP_TREE:-}" ]; then
     fi
 fi
 [ -d "$BUILD" ] || exit 0
+if [ -n "$(find "$BUILD/proof" -maxdepth 1 -name '*.json' -newer "$ROOT/scripts/proof-results.json" 2>/dev/null)" ]; then
+    die "build/proof has results of 'make proof' that are nowhere else, nothing was removed; run 'make proof-summary' first, or remove build/proof yourself."
+fi
 for path in "$BUILD"/* "$BUILD"/.tmp.*; do
     case $path in
     "$CACHE") ;;
