@@ -33,15 +33,17 @@ static const PyMemAllocatorDomain alloc_domains[] = {
 static PyThreadState *
 detached_tstate(_PyTraceRuntime *runtime)
 {
+    PyThreadState *tstate = PyGILState_GetThisThreadState();
+    // The thread that finalizes has one for each interpreter that it ends.
     if (runtime->tstates_gone
-        && (_PyRuntimeState_GetFinalizingID(&_PyRuntime)
-            != PyThread_get_thread_ident()))
+        && tstate != _PyRuntimeState_GetFinalizing(&_PyRuntime)
+        && (PyThread_get_thread_ident()
+            != _PyRuntimeState_GetFinalizingID(&_PyRuntime)))
     {
-        // It may have been freed.  The thread that finalizes has one for each
-        // interpreter that it ends.
+        // It may have been freed: compared above, but never looked into.
         return NULL;
     }
-    return PyGILState_GetThisThreadState();
+    return tstate;
 }
 
 static inline void
