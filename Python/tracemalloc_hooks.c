@@ -33,17 +33,15 @@ static const PyMemAllocatorDomain alloc_domains[] = {
 static PyThreadState *
 detached_tstate(_PyTraceRuntime *runtime)
 {
-    PyThreadState *tstate = PyGILState_GetThisThreadState();
-    // The thread that finalizes has one for each interpreter that it ends.
     if (runtime->tstates_gone
-        && tstate != _PyRuntimeState_GetFinalizing(&_PyRuntime)
         && (PyThread_get_thread_ident()
             != _PyRuntimeState_GetFinalizingID(&_PyRuntime)))
     {
-        // It may have been freed: compared above, but never looked into.
+        // It may have been freed, and its key be deleted at any moment.  The
+        // thread that finalizes has one for each interpreter that it ends.
         return NULL;
     }
-    return tstate;
+    return PyGILState_GetThisThreadState();
 }
 
 static inline void
