@@ -79,6 +79,14 @@ def symbol(match):
     return f'{place.partition(":")[0]} in {function}'
 
 
+# Reports are counted by themselves.  To symbolize ASan's takes so long that
+# the end of the process may cut them off; see symbol().
+REPORTING = {
+    'ASAN_OPTIONS': ':exitcode=0:symbolize=0',
+    'TSAN_OPTIONS': ':exitcode=0',
+}
+
+
 class Step:
     """Something to do, in certain builds."""
 
@@ -141,14 +149,8 @@ class Step:
         environ = {}
         for name, value in build.environ.items():
             value = value.replace('{source}', str(build.source))
-            environ[name] = f'{value}:log_path={self.out}/report'
-            if name in ('ASAN_OPTIONS', 'TSAN_OPTIONS'):
-                # Reports are counted by themselves.
-                environ[name] += ':exitcode=0'
-            if name == 'ASAN_OPTIONS':
-                # That takes so long that the end of the process may cut
-                # the report off.
-                environ[name] += ':symbolize=0'
+            environ[name] = (f'{value}:log_path={self.out}/report'
+                             f'{REPORTING.get(name, "")}')
         return environ
 
     def add_reports(self, result):

@@ -1754,18 +1754,18 @@ class LifecycleTests(ScriptBase):
             def mine(source):
                 exec(source, globals())
 
-            for func in mine, others:
-                # An interpreter may go on tracing, in vain.
-                for stop in True, False:
-                    capi.tracemalloc_below_install()
-                    check(mine)
-                    capi.tracemalloc_below_remove()
-                    if stop or func is mine:
-                        tracemalloc.stop()
-                    check(func)
-                    check_sums(*[interp] * (func is others))
-                    others('tracemalloc.stop()')
+            # This interpreter may go on tracing, in vain.
+            for stop, func, ids in ((True, mine, ()), (True, others, (interp,)),
+                                    (False, others, (interp,))):
+                capi.tracemalloc_below_install()
+                check(mine)
+                capi.tracemalloc_below_remove()
+                if stop:
                     tracemalloc.stop()
+                check(func)
+                check_sums(*ids)
+                others('tracemalloc.stop()')
+                tracemalloc.stop()
             """)
 
     def test_two_tracing_threads(self):

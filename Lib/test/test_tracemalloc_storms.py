@@ -877,6 +877,7 @@ def ask(t=types.SimpleNamespace(**vars(tracemalloc)),
     t.reset_peak()
     write(1, b'.' if (
         (t._get_object_traceback(kept) is not None) == tracing
+        and (domains != []) == tracing
         and domains.count(5) == tracing
         and (t.get_tracemalloc_memory() > 0) == tracing
         # The memory of other interpreters is in it, too.
