@@ -88,6 +88,8 @@ help:
 	@echo "         for check-series any later version (says which patches apply)"
 	@echo "JOBS=    jobs of a build and of the tests (default: number of processors)"
 	@echo "TESTS=, OWN_TESTS=  names of tests instead of the standard lists"
+	@echo "TRACE=N  for test: CPython's files are run with -X tracemalloc=N"
+	@echo "RACES=own           for test CONFIG=tsan: data races of CPython's are no failures"
 	@echo "EACH_CONFIGS=       configurations for check-series EACH=1 (default: release)"
 	@echo "FREETHREADED=1      for bench: the free-threaded builds, too; ONLY= groups alone"
 	@echo "KEEP_TREE=1         for clean: leave build/cpython alone"

@@ -7,6 +7,10 @@
 # unmodified file of the pristine tag is run as well.  The numbers come from
 # regrtest's own results (count-results.py).  The last line is
 # 'N passed, N failed, N skipped'; a failure makes the exit status 1.
+#
+# TRACE=N: CPython's files are run with -X tracemalloc=N.
+# RACES=own, with CONFIG=tsan: data races of CPython's own are no failures, see
+# count-reports.py; otherwise each one ends the process, and fails its test.
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,9 +19,18 @@ CONFIG=${CONFIG:-debug}
 OWN_TESTS=${OWN_TESTS-test_tracemalloc test_tracemalloc_interpreters test_tracemalloc_concurrent test_tracemalloc_oracle test_tracemalloc_tracebacks test_tracemalloc_storms}
 TESTS=${TESTS-test_capi test_embed test_interpreters test__interpreters test__interpchannels test_threading test_fork1 test_gc test_sys test_warnings test_support test_inspect}
 TEST_TIMEOUT=${TEST_TIMEOUT:-600}
+TRACE=${TRACE:-}
+RACES=${RACES:-}
 STOCK_TEST=Lib/test/test_tracemalloc.py
 
 check_config "$CONFIG"
+case $TRACE in
+*[!0-9]*) die "TRACE=$TRACE is not a number of frames." ;;
+esac
+case $RACES,$CONFIG in
+,* | own,tsan) ;;
+*) die "RACES=$RACES is not known with CONFIG=$CONFIG; leave it out, or use RACES=own with CONFIG=tsan." ;;
+esac
 need git
 # shellcheck source=scripts/options.sh
 . "$ROOT/scripts/options.sh"
@@ -55,13 +68,22 @@ known() {
     done
 }
 
+# races_of LABEL: reports go into files, and are no failures.
+races_of() {
+    [ "$RACES" = own ] || return 0
+    mkdir -p "$out/$1.races"
+    export TSAN_OPTIONS=$TSAN_OPTIONS:exitcode=0:log_path=$out/$1.races/report
+}
+
 # run LABEL TITLE AGAIN REGRTEST-ARGUMENT...: one call of regrtest, counted.
 # AGAIN: 'again' leaves failed files out and returns them in $REPLY, or ''.
 run() {
-    local label=$1 title=$2 again=$3 rc=0 p f s
+    local label=$1 title=$2 again=$3 rc=0 p f s own others options=()
     shift 3
+    case $label in cpython | again) options=(${TRACE:+-X "tracemalloc=$TRACE"}) ;; esac
     step "test ($CONFIG): $title"
-    (cd "$out" && "$python" -m test --timeout "$TEST_TIMEOUT" --fail-env-changed -W \
+    (cd "$out" && races_of "$label" \
+        && "$python" ${options[@]+"${options[@]}"} -m test --timeout "$TEST_TIMEOUT" --fail-env-changed -W \
         --junit-xml "$out/$label.xml" "$@") </dev/null >"$out/$label.log" 2>&1 || rc=$?
     if ! "$python" -I "$ROOT/scripts/count-results.py" "$out/$label.xml" "$out/$label.log" "$rc" ${again:+"$again"} \
         >"$out/$label.sum" 2>"$out/$label.err"; then
@@ -69,7 +91,13 @@ run() {
     fi
     read -r p f s < "$out/$label.sum"
     REPLY=$(sed -n 's/^again: //p' "$out/$label.sum" | paste -sd' ')
-    step_done "$p passed, $f failed, $s skipped"
+    if [ "$RACES" = own ]; then
+        "$python" -I "$ROOT/scripts/count-reports.py" "$out/$label.races" >"$out/$label.own"
+        read -r own others < "$out/$label.own"
+        f=$((f + own))
+        sed -n '/^failed: /p' "$out/$label.own" >>"$out/$label.sum"
+    fi
+    step_done "$p passed, $f failed, $s skipped${others:+, $others data races in CPython itself}"
     sed -n 's/^failed: /      failed: /p' "$out/$label.sum"
     if [ "$f" != 0 ]; then
         printf '      last lines of build/test/%s/%s.log:\n' "$CONFIG" "$label"
@@ -80,12 +108,19 @@ run() {
     skipped=$((skipped + s))
 }
 
-runs=1
-if [ -n "${OWN_TESTS// }" ] && ! g -C "$TREE" diff --quiet pristine -- "$STOCK_TEST"; then
-    runs=2
+# The unmodified test belongs to ours, if that differs.
+stock=
+if [[ " $OWN_TESTS " == *' test_tracemalloc '* ]]; then
+    if g -C "$TREE" diff --quiet pristine -- "$STOCK_TEST"; then
+        echo "      $STOCK_TEST is CPython $VERSION's own, unmodified"
+    else
+        stock=1
+    fi
 fi
-if [ -n "${TESTS// }" ]; then runs=$((runs + 1)); fi
-STEPS=$((STEP_NO + runs))
+STEPS=$STEP_NO
+for part in "${OWN_TESTS// }" "$stock" "${TESTS// }"; do
+    if [ -n "$part" ]; then STEPS=$((STEPS + 1)); fi
+done
 
 known "$OWN_TESTS"
 if [ -n "$REPLY" ]; then
@@ -93,14 +128,10 @@ if [ -n "$REPLY" ]; then
     run own "the series' own files (${REPLY# })" '' -j"$JOBS" $REPLY
 fi
 
-if [ -n "${OWN_TESTS// }" ]; then
-    if [ "$runs" -ge 2 ] && ! g -C "$TREE" diff --quiet pristine -- "$STOCK_TEST"; then
-        mkdir -p "$out/stock"
-        g -C "$TREE" cat-file blob "pristine:$STOCK_TEST" > "$out/stock/test_tracemalloc.py"
-        run stock "CPython $VERSION's own test_tracemalloc.py, unmodified" '' -j1 --testdir "$out/stock" test_tracemalloc
-    else
-        echo "      $STOCK_TEST is CPython $VERSION's own, unmodified"
-    fi
+if [ -n "$stock" ]; then
+    mkdir -p "$out/stock"
+    g -C "$TREE" cat-file blob "pristine:$STOCK_TEST" > "$out/stock/test_tracemalloc.py"
+    run stock "CPython $VERSION's own test_tracemalloc.py, unmodified" '' -j1 --testdir "$out/stock" test_tracemalloc
 fi
 
 known "$TESTS"
@@ -108,7 +139,7 @@ if [ -n "$REPLY" ]; then
     # shellcheck disable=SC2086
     run cpython "CPython's files ($(wc -w <<<"$REPLY"))" again -j"$JOBS" $REPLY
     if [ -n "$REPLY" ]; then
-        STEPS=$((STEPS + 1))
+        STEPS=$((STEP_NO + 1))
         again=$REPLY
         # shellcheck disable=SC2086
         run again "once more, one by one: $again" '' -j1 $again
