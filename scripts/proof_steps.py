@@ -715,6 +715,9 @@ def suites():
                             timeout=2400 if traced else 1200)
                 if stock != config:
                     step.reference = True
+                    if kind is LongTests:
+                        # In stock the time of a deep recursion is quadratic.
+                        step.timeout, step.again = 1200, False
                 elif traced:
                     step.baseline = f'suite-{config}'
                     step.beside = f'suite-traced-stock-{config}'
