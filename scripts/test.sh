@@ -68,6 +68,12 @@ known() {
     done
 }
 
+# A shell lets its jobs in the background ignore SIGINT, and cannot undo that;
+# a test that interrupts itself would never end.
+INTERRUPTIBLE='import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])'
+
 # races_of LABEL: reports go into files, and are no failures.
 races_of() {
     [ "$RACES" = own ] || return 0
@@ -83,8 +89,8 @@ run() {
     case $label in cpython | again) options=(${TRACE:+-X "tracemalloc=$TRACE"}) ;; esac
     step "test ($CONFIG): $title"
     (cd "$out" && races_of "$label" \
-        && "$python" ${options[@]+"${options[@]}"} -m test --timeout "$TEST_TIMEOUT" --fail-env-changed -W \
-        --junit-xml "$out/$label.xml" "$@") </dev/null >"$out/$label.log" 2>&1 || rc=$?
+        && "$python" -I -c "$INTERRUPTIBLE" "$python" ${options[@]+"${options[@]}"} -m test \
+        --timeout "$TEST_TIMEOUT" --fail-env-changed -W --junit-xml "$out/$label.xml" "$@") </dev/null >"$out/$label.log" 2>&1 || rc=$?
     if ! "$python" -I "$ROOT/scripts/count-results.py" "$out/$label.xml" "$out/$label.log" "$rc" ${again:+"$again"} \
         >"$out/$label.sum" 2>"$out/$label.err"; then
         printf '0 1 0\nfailed: the results of this run cannot be read (exit status %s)\n' "$rc" >"$out/$label.sum"
