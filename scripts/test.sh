@@ -3,9 +3,9 @@
 #
 # OWN_TESTS are the series' own files, never run twice; TESTS are CPython's
 # files around it, of which a failed one is run once more and then named (some
-# depend on timing).  If the series changes Lib/test/test_tracemalloc.py, the
-# unmodified file of the pristine tag is run as well.  The numbers come from
-# regrtest's own results (count-results.py).  The last line is
+# depend on timing).  If the series changes Lib/test/test_tracemalloc.py and that
+# is among OWN_TESTS, the unmodified file of the pristine tag is run as well.  The
+# numbers come from regrtest's own results (count-results.py).  The last line is
 # 'N passed, N failed, N skipped'; a failure makes the exit status 1.
 #
 # TRACE=N: CPython's files are run with -X tracemalloc=N.
@@ -90,7 +90,8 @@ run() {
     step "test ($CONFIG): $title"
     (cd "$out" && races_of "$label" \
         && "$python" -I -c "$INTERRUPTIBLE" "$python" ${options[@]+"${options[@]}"} -m test \
-        --timeout "$TEST_TIMEOUT" --fail-env-changed -W --junit-xml "$out/$label.xml" "$@") </dev/null >"$out/$label.log" 2>&1 || rc=$?
+        --timeout "$TEST_TIMEOUT" --fail-env-changed -W --junit-xml "$out/$label.xml" "$@") \
+        </dev/null >"$out/$label.log" 2>&1 || rc=$?
     if ! "$python" -I "$ROOT/scripts/count-results.py" "$out/$label.xml" "$out/$label.log" "$rc" ${again:+"$again"} \
         >"$out/$label.sum" 2>"$out/$label.err"; then
         printf '0 1 0\nfailed: the results of this run cannot be read (exit status %s)\n' "$rc" >"$out/$label.sum"
