@@ -16,6 +16,7 @@
 #include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc.h"   // _PyTraceMalloc_GetTraceback()
 
+#include <errno.h>                // errno
 #include <stdlib.h>               // malloc(), free(), abort()
 
 
@@ -1209,6 +1210,11 @@ static struct {
     Py_ssize_t failed;                  // requests that failed
     void *spared;                       // a block of that size, if not freed
 
+    uintptr_t keep;                     // atomic: a block that is not freed
+    size_t keep_size;                   // set before
+    uintptr_t kept;                     // atomic: the same block, once it is
+    void *kept_ctx;                     // of that allocator; set before
+
     uintptr_t gate;                     // atomic: a size, or an address
     int gate_detaches;                  // set before the gate
     PyEvent gate_reached;
@@ -1240,6 +1246,7 @@ has_no_memory(size_t size)
         return 0;
     }
     below.failed++;
+    errno = ENOMEM;
     return 1;
 }
 
@@ -1249,6 +1256,33 @@ note_block(void *ptr, size_t size)
     if (ptr != NULL && is_failing_thread() && size == below.spare) {
         below.spared = ptr;
     }
+}
+
+/* Is this the block that shall not be given back when it is freed? */
+static int
+keep_block(void *ctx, uintptr_t ptr)
+{
+    if (ptr == 0
+        || !_Py_atomic_compare_exchange_uintptr(&below.keep, &ptr, 0))
+    {
+        return 0;
+    }
+    below.kept_ctx = ctx;
+    _Py_atomic_store_uintptr(&below.kept, ptr);
+    return 1;
+}
+
+/* The block that was kept, if that is what is wanted, or NULL. */
+static void *
+reuse_block(void *ctx, size_t size)
+{
+    uintptr_t ptr = _Py_atomic_load_uintptr(&below.kept);
+    if (ptr != 0 && size == below.keep_size && ctx == below.kept_ctx
+        && _Py_atomic_compare_exchange_uintptr(&below.kept, &ptr, 0))
+    {
+        return (void *)ptr;
+    }
+    return NULL;
 }
 
 /* The first thread that comes with this size or address waits. */
@@ -1273,7 +1307,10 @@ below_malloc(void *ctx, size_t size)
         return NULL;
     }
     wait_at_gate(size);
-    void *ptr = wrapped->malloc(wrapped->ctx, size);
+    void *ptr = reuse_block(ctx, size);
+    if (ptr == NULL) {
+        ptr = wrapped->malloc(wrapped->ctx, size);
+    }
     note_block(ptr, size);
     return ptr;
 }
@@ -1308,11 +1345,14 @@ static void
 below_free(void *ctx, void *ptr)
 {
     PyMemAllocatorEx *wrapped = (PyMemAllocatorEx *)ctx;
+    int kept = keep_block(ctx, (uintptr_t)ptr);
     wait_at_gate((uintptr_t)ptr);
     if (is_failing_thread() && ptr == below.spared) {
         below.spared = NULL;
     }
-    wrapped->free(wrapped->ctx, ptr);
+    if (!kept) {
+        wrapped->free(wrapped->ctx, ptr);
+    }
 }
 
 PyDoc_STRVAR(below_install_doc,
@@ -1504,6 +1544,29 @@ tracemalloc_domain_free(PyObject *self, PyObject *args)
         PyObject_Free(ptr);
         break;
     }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(keep_doc,
+"tracemalloc_keep(address, size)\n"
+"--\n\n"
+"Do not give the block at this address back when it is freed.  The next one\n"
+"who asks the same allocator for a block of this size gets it.");
+
+static PyObject *
+tracemalloc_keep(PyObject *self, PyObject *args)
+{
+    PyObject *addr;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(args, "On", &addr, &size)) {
+        return NULL;
+    }
+    void *ptr = PyLong_AsVoidPtr(addr);
+    if (ptr == NULL && PyErr_Occurred()) {
+        return NULL;
+    }
+    below.keep_size = (size_t)size;
+    _Py_atomic_store_uintptr(&below.keep, (uintptr_t)ptr);
     Py_RETURN_NONE;
 }
 
@@ -1802,6 +1865,7 @@ static PyMethodDef test_methods[] = {
      METH_VARARGS, realloc_failing_doc},
     {"tracemalloc_domain_free", tracemalloc_domain_free, METH_VARARGS,
      domain_free_doc},
+    {"tracemalloc_keep", tracemalloc_keep, METH_VARARGS, keep_doc},
     {"tracemalloc_gate_close", tracemalloc_gate_close, METH_VARARGS,
      gate_close_doc},
     {"tracemalloc_gate_wait", tracemalloc_gate_wait, METH_VARARGS,

@@ -13,8 +13,9 @@
    at the end of the round each trace must be one of the baseline or one that
    the oracle knows, and the other way round.
 
-   - In a serial round the actors take turns: everything is known, the
-     counters and the peak are compared after each step.
+   - In a serial round the actors take turns: everything is known.  The
+     counters and the peak are compared after one step in sixteen, and after
+     the last one.
    - In a parallel round all actors run at once and pass blocks to each other.
      Each interpreter has a version, which is odd while tracing is started,
      stopped or cleared there, and another one afterwards.  What was recorded
@@ -1282,7 +1283,11 @@ audit(bool rebase)
     free(found.items);
 }
 
-/* After each step of a serial round. */
+/* In a serial round, after some steps.  Threads may hold credit that was given
+   out to them, and each query takes it back: so most steps are not followed by
+   one. */
+#define STEPS_PER_QUERY 16
+
 static void
 check_counters(actor_t *a)
 {
@@ -1384,7 +1389,9 @@ run_serial(actor_t *director, int nsteps)
         actor_t *a = alive[rnd(director, n)];
         tell(a, STEPS);
         wait_for(&oracle.done);
-        check_counters(a);
+        if (nsteps % STEPS_PER_QUERY == 1) {
+            check_counters(a);
+        }
     }
 }
 

@@ -1,0 +1,589 @@
+"""Faults of tracemalloc that its other tests would not notice.
+
+Each test here was seen to fail with a fault put into the C code.  The tests
+know what tracemalloc has to do, and nothing of how it does it.
+"""
+
+import sys
+import textwrap
+import unittest
+
+from test import support
+from test.support import import_helper
+from test import test_tracemalloc_interpreters as base
+from test.test_tracemalloc_interpreters import (
+    ADDRESS, CONFIGS, DOMAIN, MARK, ScriptBase, TestBase)
+from test.test_tracemalloc_tracebacks import TracebackTestCase, frames_of
+
+tracemalloc = import_helper.import_module('_tracemalloc')
+capi = import_helper.import_module('_testinternalcapi')
+
+GB = 1 << 30
+
+
+# What most scripts begin with.  The allocators of this are below the hooks.
+SETUP = """\
+from itertools import product
+
+OLD, NEW, OTHER = 10_001, 20_002, 30_003
+# More than any allocator has.
+TOO_MUCH = sys.maxsize - 4096
+
+def sizes():
+    return [trace[1] for trace in tracemalloc._get_traces()]
+
+def get_traceback(addr):
+    return capi._PyTraceMalloc_GetTraceback(0, addr)
+
+def realloc(domain, addr, size):
+    # No request fails.
+    return capi.tracemalloc_realloc_failing(
+        domain, addr, size, 0, 0, False)[0]
+
+def malloc(domain, size):
+    return realloc(domain, 0, size)
+
+def free(domain, addr):
+    capi.tracemalloc_domain_free(domain, addr)
+
+def create(config):
+    interp = _interpreters.create(config)
+    run(interp, '''if 1:
+        import _testinternalcapi as capi
+        import _tracemalloc as tracemalloc
+        def sizes():
+            return [trace[1] for trace in tracemalloc._get_traces()]
+        tracemalloc.start()
+        ''')
+    return interp
+
+def hold_up(key, func, meanwhile, detach=False):
+    '''Call func() in a thread, and something else when it is at the gate.'''
+    errors = []
+    def target():
+        try:
+            func()
+        except BaseException as exc:
+            errors.append(exc)
+    capi.tracemalloc_gate_close(key, detach)
+    thread = threading.Thread(target=target)
+    thread.start()
+    try:
+        capi.tracemalloc_gate_wait(TIMEOUT)
+        return meanwhile()
+    finally:
+        capi.tracemalloc_gate_open()
+        thread.join()
+        for exc in errors:
+            raise exc
+
+capi.tracemalloc_below_install()
+"""
+
+
+class FaultsBase(ScriptBase):
+
+    def run_faults(self, script, *args):
+        self.run_script(SETUP + textwrap.dedent(script), *args)
+
+
+# --- Blocks that are freed -------------------------------------------------
+
+class FreeTests(FaultsBase):
+    """When a block is given back, its trace is gone already.
+
+    The allocator is still in free(), and another thread has the block.
+    """
+
+    def test_raw(self):
+        # The thread that frees is of another interpreter.
+        for config in CONFIGS:
+            hows = ['detached']
+            if config == 'isolated':
+                # It has a GIL of its own: it may keep that at the gate.
+                hows += ['attached', 'stateless']
+            with self.subTest(config):
+                self.run_faults(f"""
+                    interp = create({config!r})
+                    tracemalloc.start()
+
+                    def again():
+                        addr = capi.tracemalloc_raw_malloc(OLD)
+                        return addr, get_traceback(addr)
+
+                    for how, own in product({hows}, (False, True)):
+                        addr = capi.tracemalloc_raw_malloc(OLD)
+                        if not own:
+                            # Now the trace is of that interpreter.
+                            run(interp, f'''if 1:
+                                capi.tracemalloc_track(0, {{addr}}, {MARK})
+                                ''')
+                        capi.tracemalloc_keep(addr, OLD)
+                        source = (f'capi.tracemalloc_raw_free('
+                                  f'{{addr}}, {{how!r}}, {{TIMEOUT}})')
+                        addr2, traceback = hold_up(
+                            addr, lambda: run(interp, source), again)
+                        assert addr2 == addr
+                        assert traceback is not None
+                        assert get_traceback(addr) == traceback
+                        assert sizes().count(OLD) == 1
+                        run(interp, 'assert {MARK} not in sizes()')
+                        check_sums(interp)
+                        capi.tracemalloc_raw_free(addr)
+                        assert OLD not in sizes()
+                    """)
+
+    def test_same_interpreter(self):
+        # The allocator detaches the thread while it frees.
+        self.run_faults("""
+            tracemalloc.start()
+            for domain, size in product(('raw', 'mem', 'obj'), (333, OLD)):
+                tracemalloc.clear_traces()
+                def again():
+                    addr = malloc(domain, size)
+                    return addr, get_traceback(addr)
+                addr = malloc(domain, size)
+                capi.tracemalloc_keep(addr, size)
+                addr2, traceback = hold_up(
+                    addr, lambda: free(domain, addr), again, True)
+                assert addr2 == addr, (domain, size)
+                assert traceback is not None, (domain, size)
+                assert get_traceback(addr) == traceback, (domain, size)
+                check_sums()
+                free(domain, addr)
+                if size == OLD:
+                    assert OLD not in sizes(), domain
+                check_sums()
+            """)
+
+    def test_tracked_before(self):
+        # An interpreter tracks an address, and then another one gets a block
+        # there.
+        for config in CONFIGS:
+            with self.subTest(config):
+                self.run_faults(f"""
+                    interp = create({config!r})
+                    tracemalloc.start()
+                    for domain in 'raw', 'mem', 'obj':
+                        addr = malloc(domain, OLD)
+                        capi.tracemalloc_keep(addr, OLD)
+                        free(domain, addr)
+                        run(interp, f'''if 1:
+                            res = capi.tracemalloc_track(0, {{addr}}, {MARK})
+                            assert res == 0
+                            assert sizes().count({MARK}) == 1
+                            ''')
+                        assert get_traceback(addr) is None
+                        assert malloc(domain, OLD) == addr
+                        assert get_traceback(addr) is not None
+                        assert sizes().count(OLD) == 1, domain
+                        run(interp, 'assert {MARK} not in sizes()')
+                        check_sums(interp)
+                        free(domain, addr)
+                        assert OLD not in sizes()
+                        check_sums(interp)
+
+                    # The other way round.
+                    addr = capi.tracemalloc_raw_malloc(OLD)
+                    capi.tracemalloc_keep(addr, OLD)
+                    capi.tracemalloc_raw_free(addr)
+                    assert capi.tracemalloc_track(0, addr, {MARK}) == 0
+                    run(interp, f'''if 1:
+                        addr = capi.tracemalloc_raw_malloc({{OLD}})
+                        assert addr == {{addr}}
+                        assert sizes().count({{OLD}}) == 1
+                        ''')
+                    assert get_traceback(addr) is None
+                    assert {MARK} not in sizes()
+                    check_sums(interp)
+                    """)
+
+
+class FreeListTests(TestBase):
+    """Objects that free lists hand out again."""
+
+    @unittest.skipIf(support.Py_GIL_DISABLED,
+                     'an object belongs to a thread')
+    def test_reused_in_another_interpreter(self):
+        interp = self.create('legacy')
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        # The free list is empty: the object is a new block.
+        kept = [float(i) for i in range(200)]
+        obj = float(len(kept))
+        addr = capi.tracemalloc_leak(obj)
+        del obj
+        self.assertIsNotNone(self.get_traceback(addr))
+        interp.run(f"""
+            kept = [float(i) for i in range(200)]
+            capi.tracemalloc_unleak({addr})
+            obj = float(len(kept))
+            assert id(obj) == {addr}
+            """)
+        self.assertIsNone(self.get_traceback(addr))
+        self.assertEqual(self.ask_traceback(interp, addr),
+                         (('<string>', 4),))
+        self.assert_sums(interp)
+
+    def test_reused_in_one_instruction(self):
+        # map() multiplies: the first product is a new block.  filter() drops
+        # it, the generator makes a float at the same address and drops it,
+        # and then the second product is there.  It is the caller's.
+        tracemalloc.start()
+        kept = [float(i) for i in range(300)]
+        one, two, three = 1.0, 2.0, 3.0
+        def generate():
+            yield one
+            # No other block is allocated meanwhile.
+            obj = two * three
+            del obj
+            yield two
+        products = map(two.__mul__, generate())
+        large = filter(three.__lt__, products)
+        del products
+        found = next(large)
+        lineno = base.get_lineno() - 1
+        self.assertEqual(found, 4.0)
+        self.assertEqual(tracemalloc._get_object_traceback(found),
+                         ((__file__, lineno),))
+        del kept
+
+
+# --- Sizes -----------------------------------------------------------------
+
+class SizeTests(TestBase):
+
+    def test_peak_of_grown_bytearray(self):
+        tracemalloc.start()
+        for count in 0, 1000, 3000:
+            with self.subTest(count=count):
+                tracemalloc.reset_peak()
+                for _ in range(count):
+                    object()
+                block = bytearray(1000)
+                block *= 1000
+                block.clear()
+                size, peak = tracemalloc.get_traced_memory()
+                self.assertAlmostEqual(peak - size, 1_000_000, delta=1000)
+
+    def test_peak_of_grown_raw_block(self):
+        tracemalloc.start()
+        for count in 0, 1000, 3000:
+            with self.subTest(count=count):
+                addr = capi.tracemalloc_raw_malloc(100)
+                tracemalloc.reset_peak()
+                for _ in range(count):
+                    object()
+                addr = capi.tracemalloc_raw_realloc(addr, 1_000_000)
+                addr = capi.tracemalloc_raw_realloc(addr, 100)
+                size, peak = tracemalloc.get_traced_memory()
+                capi.tracemalloc_raw_free(addr)
+                self.assertAlmostEqual(peak - size, 999_900, delta=1000)
+
+    @unittest.skipUnless(sys.maxsize > 1 << 32, 'needs a size of 64 bits')
+    def test_track_above_4_gb(self):
+        tracemalloc.start()
+        for i, size in enumerate((4 * GB - 1, 4 * GB, 4 * GB + 77,
+                                  1000 * GB)):
+            for domain in DOMAIN, 0:
+                with self.subTest(size=size, domain=domain):
+                    addr = ADDRESS + 16 * i
+                    before = tracemalloc.get_traced_memory()[0]
+                    capi.tracemalloc_track(domain, addr, size)
+                    after = tracemalloc.get_traced_memory()[0]
+                    self.assertEqual(self.count(size), 1)
+                    self.assertAlmostEqual(after - before, size, delta=1000)
+                    self.assert_sums()
+                    capi.tracemalloc_untrack(domain, addr)
+                    self.assertEqual(self.count(size), 0)
+                    self.assert_sums()
+
+    # Debug allocators write to the whole of a block.
+    @unittest.skipIf(support.Py_DEBUG or sys.flags.dev_mode
+                     or 'debug' in capi.pymem_getallocatorsname(),
+                     'needs 4 GB of real memory')
+    @unittest.skipIf(support.check_sanitizer(address=True, memory=True,
+                                             thread=True),
+                     'needs 4 GB of real memory')
+    @unittest.skipUnless(sys.maxsize > 1 << 32, 'needs a size of 64 bits')
+    def test_blocks_above_4_gb(self):
+        # Nobody writes to these blocks: they take no real memory.
+        tracemalloc.start()
+        size = 4 * GB + 77
+        addr = capi.tracemalloc_raw_calloc(size)
+        self.assertEqual(self.count(size), 1)
+        self.assert_sums()
+        capi.tracemalloc_raw_free(addr)
+        self.assertEqual(self.count(size), 0)
+        self.assert_sums()
+
+        addr = capi.tracemalloc_raw_malloc(100)
+        addr = capi.tracemalloc_raw_realloc(addr, size)
+        self.assertEqual(self.count(size), 1)
+        self.assert_sums()
+        addr = capi.tracemalloc_raw_realloc(addr, MARK)
+        self.assertEqual((self.count(size), self.count()), (0, 1))
+        capi.tracemalloc_raw_free(addr)
+        self.assert_sums()
+
+        before = tracemalloc.get_traced_memory()[0]
+        obj = bytes(size)
+        after = tracemalloc.get_traced_memory()[0]
+        size = sys.getsizeof(obj)
+        self.assertAlmostEqual(after - before, size, delta=1000)
+        self.assertEqual(self.count(size), 1)
+        self.assert_sums()
+        del obj
+        self.assertEqual(self.count(size), 0)
+        self.assert_sums()
+
+    def test_sum_passes_largest_size(self):
+        # It does not wrap, and other traces stay as they are.
+        tracemalloc.start()
+        obj = bytearray(MARK)
+        traceback = tracemalloc._get_object_traceback(obj)
+        addrs = range(ADDRESS, ADDRESS + 48, 16)
+        for addr in addrs:
+            capi.tracemalloc_track(DOMAIN, addr, sys.maxsize)
+            size, peak = tracemalloc.get_traced_memory()
+            self.assertGreater(size, 0)
+            self.assertLessEqual(size, peak)
+            self.assertLessEqual(peak, sys.maxsize)
+        for addr in addrs:
+            self.assertEqual(capi.tracemalloc_untrack(DOMAIN, addr), 0)
+            size, peak = tracemalloc.get_traced_memory()
+            self.assertGreaterEqual(size, 0)
+            self.assertLessEqual(size, peak)
+            self.assertLessEqual(peak, sys.maxsize)
+        self.assertEqual(tracemalloc._get_object_traceback(obj), traceback)
+        self.assertEqual(self.count(sys.getsizeof(obj) - sys.getsizeof(
+            bytearray())), 1)
+        tracemalloc.clear_traces()
+        self.assert_sums()
+
+
+class MemoryTests(FaultsBase):
+    """get_tracemalloc_memory() knows all memory that tracemalloc has."""
+
+    def check(self, source, least):
+        """It grows, and is no less than what stop() gives back."""
+        self.run_script(f"""
+            capi.tracemalloc_count_raw()
+            code = compile(chr(10) * 5 + 'def line(f, *args): f(*args)',
+                           'name', 'exec')
+            namespace = {{}}
+            exec(code, namespace)
+            line = namespace['line']
+
+            def at_new_lines(count, func):
+                for i in range(count):
+                    line.__code__ = line.__code__.replace(co_firstlineno=i + 9)
+                    line(func, i)
+
+            kept = [None] * 24_000
+            def keep(i, size):
+                kept[i] = size.to_bytes(1) if size == 1 else bytearray(size)
+
+            tracemalloc.start(3)
+            before = tracemalloc.get_tracemalloc_memory()
+            {source}
+            claimed = tracemalloc.get_tracemalloc_memory()
+            assert claimed - before >= {least}, claimed - before
+            counted = capi.tracemalloc_counted_raw()
+            tracemalloc.stop()
+            given_back = counted - capi.tracemalloc_counted_raw()
+            assert claimed >= 0.97 * given_back, (claimed, given_back)
+            """)
+
+    def test_nothing(self):
+        self.check("pass", 0)
+
+    def test_small_objects(self):
+        self.check("kept = [object() for _ in kept]", 24_000 * 4)
+
+    def test_large_objects(self):
+        self.check("kept = [bytes(700) for _ in kept]", 24_000 * 8)
+
+    def test_raw_blocks(self):
+        self.check("kept = [capi.tracemalloc_raw_malloc(50) for _ in kept]",
+                   24_000 * 8)
+
+    def test_tracked_addresses(self):
+        self.check("[capi.tracemalloc_track(7, i, i) for i in range(24_000)]",
+                   24_000 * 8)
+
+    def test_new_lines(self):
+        self.check("at_new_lines(5000, bytearray)", 5000 * 4)
+
+    def test_deep_recursion(self):
+        self.check("""
+            def down(n):
+                bytearray(n + 1) if n == 0 else down(n - 1)
+            sys.setrecursionlimit(50_000)
+            down(20_000)
+            """, 0)
+
+
+# --- Tracebacks ------------------------------------------------------------
+
+class FrameTests(TracebackTestCase):
+
+    def test_line_set_between_allocations(self):
+        # The trace function goes on, and its caller is on another line.
+        for record in self.each_limit():
+            def func():
+                a = 1
+                a = 2
+                a = 3
+                a = 4
+                return a
+            first = func.__code__.co_firstlineno
+            def trace(frame, event, arg):
+                if frame.f_code is not func.__code__:
+                    return None
+                if event == 'line' and frame.f_lineno == first + 2:
+                    block, frames = bytearray(50), frames_of(sys._getframe())
+                    record.compare(
+                        tracemalloc._get_object_traceback(block), frames)
+                    frame.f_lineno = first + 4
+                    block, frames = bytearray(50), frames_of(sys._getframe())
+                    record.compare(
+                        tracemalloc._get_object_traceback(block), frames)
+                return trace
+            old = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                func()
+            finally:
+                sys.settrace(old)
+            self.assertEqual(record.count, 2)
+
+    def test_generator_gets_caller(self):
+        # It was resumed from here before.  The code of middle() is new each
+        # time: it was not specialized yet.
+        for record in self.each_limit():
+            for source in ('def middle(gen): yield from gen',
+                           'async def middle(gen): await gen'):
+                namespace = {}
+                exec(source, namespace)
+                class Awaitable:
+                    def __await__(self):
+                        return gen
+                def inner():
+                    while True:
+                        record()
+                        record.total_nframe()
+                        yield
+                gen = inner()
+                next(gen)
+                if 'async' in source:
+                    outer = namespace['middle'](Awaitable())
+                else:
+                    outer = namespace['middle'](gen)
+                outer.send(None)
+                next(gen)
+                outer.send(None)
+                outer.close()
+
+
+class TotalTests(FaultsBase):
+
+    def test_more_frames_than_can_be_counted(self):
+        self.run_faults(f"""
+            def down(n):
+                if n:
+                    return down(n - 1)
+                return capi.tracemalloc_raw_malloc({MARK})
+
+            sys.setrecursionlimit(100_000)
+            for limit in 1, 2, 25:
+                # 65,536 frames, and a few more than these.
+                for depth in 65_534, 65_535, 65_536, 70_000:
+                    tracemalloc.start(limit)
+                    addr = down(depth)
+                    found = [trace for trace in tracemalloc._get_traces()
+                             if trace[1] == {MARK}]
+                    tracemalloc.stop()
+                    capi.tracemalloc_raw_free(addr)
+                    assert len(found) == 1
+                    assert found[0][3] == 65_535, (limit, depth, found[0][3])
+                    assert len(found[0][2]) == limit
+            """)
+
+
+# --- Queries ---------------------------------------------------------------
+
+class QueryTests(TestBase):
+    """Queries find all traces, whatever their number."""
+
+    def check(self, n, add, remove, find):
+        for i in range(n):
+            add(i)
+            self.assertEqual(sorted(find()), list(range(i + 1)))
+        for i in range(n):
+            remove(i)
+            self.assertEqual(sorted(find()), list(range(i + 1, n)))
+        self.assert_sums()
+
+    def find_sizes(self, n, domain=0):
+        return [trace[1] - MARK for trace in tracemalloc._get_traces()
+                if trace[0] == domain and 0 <= trace[1] - MARK < n]
+
+    def test_raw_blocks(self):
+        n = 500
+        addrs = [0] * n
+        def add(i):
+            addrs[i] = capi.tracemalloc_raw_malloc(MARK + i)
+        tracemalloc.start()
+        self.check(n, add, lambda i: capi.tracemalloc_raw_free(addrs[i]),
+                   lambda: self.find_sizes(n))
+
+    def test_tracked_addresses(self):
+        n = 500
+        def add(i):
+            capi.tracemalloc_track(DOMAIN, 16 * i, MARK + i)
+        tracemalloc.start()
+        self.check(n, add,
+                   lambda i: capi.tracemalloc_untrack(DOMAIN, 16 * i),
+                   lambda: self.find_sizes(n, DOMAIN))
+
+    def test_large_objects(self):
+        n = 700
+        objs = [None] * n
+        tracemalloc.start()
+        first = sys.getsizeof(b'')
+        def add(i):
+            objs[i] = bytes(MARK // 100 + i)
+        def remove(i):
+            objs[i] = None
+        lineno = add.__code__.co_firstlineno + 1
+        def find():
+            return [trace[1] - MARK // 100 - first
+                    for trace in tracemalloc._get_traces()
+                    if trace[2] == ((__file__, lineno),)
+                    and trace[1] > MARK // 100]
+        self.check(n, add, remove, find)
+
+    def test_small_objects(self):
+        # They are known by their lines.
+        n = 500
+        objs = [None] * n
+        def make(i):
+            objs[i] = object()
+        def add(i):
+            make.__code__ = make.__code__.replace(co_filename='small',
+                                                  co_firstlineno=3 * i + 1)
+            make(i)
+        def remove(i):
+            objs[i] = None
+        def find():
+            # make() may allocate memory when it is entered, too.
+            lines = [trace[2][0][1] - 2 for trace in tracemalloc._get_traces()
+                     if trace[2][0][0] == 'small']
+            return [line // 3 for line in lines if line % 3 == 0]
+        tracemalloc.start()
+        self.check(n, add, remove, find)
+
+
+if __name__ == '__main__':
+    unittest.main()
