@@ -5,8 +5,9 @@ CPython has data races of its own, and which of them show up is chance; so a
 report counts only if a file of tracemalloc's is near the top of one of the
 stacks in which it happened: at the top may be what was called, as memcpy().
 Where the memory or a thread comes from does not count, and neither do static
-types, to which each new interpreter writes while others read them.  Prints the
-numbers of those that count and of the others, and then lines 'failed: SUMMARY'.
+types, to which each new interpreter writes (in Objects/typeobject.c) while others
+read them; not all of these have names that end in _Type.  Prints the numbers of
+those that count and of the others, and then lines 'failed: SUMMARY'.
 """
 
 import pathlib
@@ -17,11 +18,14 @@ NEAR = 5            # frames
 ORIGIN = r'^  (Location|Thread|Mutex .* created)\b'
 OWN = r'[/ ][^/ ]*tracemalloc[^/ ]*\.[ch]:\d+'
 STATIC_TYPE = r"^  Location is global '\w+_Type'"
+TYPE_CODE = r'^ +#0 .*[/ ]Objects/typeobject\.c:\d+'
 BEGIN = 'WARNING: ThreadSanitizer: '
 
 
 def takes_part(report):
     if re.search(STATIC_TYPE, report, re.M):
+        return False
+    if re.search(TYPE_CODE, report.partition('\n  Location')[0], re.M):
         return False
     for stack in report.split('\n\n'):
         frames = re.findall(r'^ +#\d+ .*$', stack, re.M)
