@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # CPython's own make is told its number of jobs by JOBS, not by this one.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-.PHONY: demo tree build test oracle model bench traces stock export check-series proof proof-list proof-summary clean help
+.PHONY: demo tree build test oracle model bench traces stock patch export check-series proof proof-list proof-summary clean help
 
 demo:
 	@STEPS=5 scripts/tree.sh
@@ -47,6 +47,10 @@ traces:
 stock:
 	@STEPS=3 scripts/build.sh stock
 
+patch:
+	@STEPS=3 scripts/tree.sh
+	@STEPS=3 STEP=2 scripts/patch.sh
+
 export:
 	@scripts/export.sh
 
@@ -70,11 +74,12 @@ help:
 	@echo "make tree          build/cpython: a git tree of CPython 3.13.5 with the series"
 	@echo "make build         build it in build/CONFIG; after an edit only what changed"
 	@echo "make test          build (CONFIG=debug) and run the tests"
-	@echo "make oracle        compare with the oracle's books (MINUTES=1, SEED=, CONFIG=debug)"
-	@echo "make model         check the models of counters and lock with SPIN (QUICK=1: 2 min)"
+	@echo "make oracle        compare with the oracle's traces (MINUTES=1, SEED=, CONFIG=debug)"
+	@echo "make model         check the model of the counters with SPIN (QUICK=1: 2 min)"
 	@echo "make bench         compare with stock: build/bench/table.md, *.svg (QUICK=1: 1 min)"
 	@echo "make traces        do stock and patched leave the same traces behind?"
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
+	@echo "make patch         build/tracemalloc-3.13.5.patch, for the release tarball and patch -p1"
 	@echo "make export        commits of build/cpython -> patches/ and the folders"
 	@echo "make check-series  patches apply, folders are equal (EACH=1: each one builds)"
 	@echo "make proof         what takes hours; goes on where it was interrupted"
@@ -83,7 +88,8 @@ help:
 	@echo "make proof-list    its groups and steps; proof-summary writes PROOF.md"
 	@echo "make clean         remove build/ but the downloads; refuses to lose work"
 	@echo
-	@echo "CONFIG=  release (default), debug, freethreaded, freethreaded-debug, asan, tsan"
+	@echo "CONFIG=  release (default), debug, freethreaded, freethreaded-debug, asan, tsan,"
+	@echo "         optimized (PGO and LTO, 20 min)"
 	@echo "CPYTHON= a checkout at v3.13.5, or Python-3.13.5.tar.xz, to use as the source;"
 	@echo "         for check-series any later version (says which patches apply)"
 	@echo "JOBS=    jobs of a build and of the tests (default: number of processors)"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# bench.sh [traces]: build stock and the series (release; with FREETHREADED=1
-# also freethreaded) and compare them with Tools/tracemallocbench.
+# bench.sh [traces]: build stock and the series (CONFIG=release, or optimized;
+# with FREETHREADED=1 also freethreaded) and compare them with
+# Tools/tracemallocbench.
 #
 # Leaves build/bench/results.json, table.md and, where matplotlib can be had,
 # *.svg.  QUICK=1 measures less, ONLY='GROUP...' some groups alone.  With
@@ -12,7 +13,12 @@
 
 OUT=$BUILD/bench
 TOOL=$TREE/Tools/tracemallocbench
-configs="release${FREETHREADED:+ freethreaded}"
+CONFIG=${CONFIG:-release}
+case $CONFIG in
+release | optimized) ;;
+*) die "CONFIG=$CONFIG is not for measuring; use release or optimized." ;;
+esac
+configs="$CONFIG${FREETHREADED:+ freethreaded}"
 unset "${!PYTHON@}"
 mkdir -p "$OUT" "$LOGS"
 
@@ -33,11 +39,11 @@ for config in $configs; do
     CONFIG=$config run_steps 2 "$ROOT/scripts/build.sh"
 done
 
-builds=(--stock "$BUILD/stock-release/python" --patched "$BUILD/release/python" --out "$OUT")
+builds=(--stock "$BUILD/stock-$CONFIG/python" --patched "$BUILD/$CONFIG/python" --out "$OUT")
 if [ "${1:-}" = traces ]; then
     log=$LOGS/bench-traces.log
     step "traces of the programs in both builds"
-    "$BUILD/release/python" -B "$TOOL/compare_traces.py" "${builds[@]}" </dev/null >"$log" 2>&1 ||
+    "$BUILD/$CONFIG/python" -B "$TOOL/compare_traces.py" "${builds[@]}" </dev/null >"$log" 2>&1 ||
         die_log "$log" "the traces differ, or a program failed"
     step_done "$(tail -n 1 "$log")"
     exit 0
@@ -59,7 +65,7 @@ find_runner() {
             "$OUT/venv/bin/python" -m pip install --quiet --timeout 15 --retries 1 matplotlib
     } </dev/null >"$LOGS/bench-venv.log" 2>&1 || :
     if can_plot "$runner"; then return; fi
-    runner=$BUILD/release/python
+    runner=$BUILD/$CONFIG/python
 }
 
 step "matplotlib"

@@ -60,11 +60,22 @@ fi
 step "build ($name, $JOBS jobs)"
 make -C "$dir" -j"$JOBS" </dev/null >"$LOGS/build-$name.log" 2>&1 ||
     die_log "$LOGS/build-$name.log" "the build of $name failed; repair the source and run make again"
-# CPython's own warnings are not ours to repeat, those in files of the series are.
-warnings=$(g -C "$src" diff --name-only --no-renames pristine -- '*.c' '*.h' |
-    sed "s,.*,$src/&:," | grep -F -f - "$LOGS/build-$name.log" | grep -c ' warning: ' || :)
+# CPython's own warnings are not ours to repeat, those in lines of the series are.
+warnings=0
+if [ "$src" = "$TREE" ]; then
+    while IFS=: read -r file line _; do
+        file=${file#"$src"/}
+        if g -C "$src" diff -U0 pristine -- "$file" | awk -v line="$line" '
+            /^@@/ { split($3, a, ","); from = substr(a[1], 2); n = a[2] == "" ? 1 : a[2]
+                    if (line >= from && line < from + n) found = 1 }
+            END { exit !found }'
+        then
+            warnings=$((warnings + 1))
+        fi
+    done < <(grep -F "$src/" "$LOGS/build-$name.log" | grep ' warning: ' | sort -u)
+fi
 if [ "$warnings" != 0 ]; then
-    step_done "build/$name/python, $warnings compiler warnings in files of the series, see build/log/build-$name.log"
+    step_done "build/$name/python, $warnings compiler warnings in lines of the series, see build/log/build-$name.log"
 else
     step_done "build/$name/python"
 fi

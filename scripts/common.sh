@@ -25,7 +25,7 @@ TARBALL_SHA256=93e583f243454e6e9e4588ca2c2662206ad961659863277afcdb96801647d640
 # git tree of the source without Misc/NEWS, see fetch.sh.
 PRISTINE_TREE=74e790605f67ed37993fe8f3b1760be79d22cb94
 
-CONFIGS="release debug freethreaded freethreaded-debug asan tsan"
+CONFIGS="release optimized debug freethreaded freethreaded-debug asan tsan"
 
 cd "$ROOT"
 # shellcheck disable=SC2046

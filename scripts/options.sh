@@ -8,6 +8,7 @@ config_options() {
     OPTIONS=()
     case $1 in
     release) ;;
+    optimized) OPTIONS=(--enable-optimizations --with-lto) ;;
     debug) OPTIONS=(--with-pydebug) ;;
     freethreaded) OPTIONS=(--disable-gil) ;;
     freethreaded-debug) OPTIONS=(--disable-gil --with-pydebug) ;;
