@@ -92,6 +92,7 @@ help:
 	@echo "         optimized (PGO and LTO, 20 min)"
 	@echo "CPYTHON= a checkout at v3.13.5, or Python-3.13.5.tar.xz, to use as the source;"
 	@echo "         for check-series any later version (says which patches apply)"
+	@echo "VERSION=3.13.15  that release instead of 3.13.5, in build/3.13.15"
 	@echo "JOBS=    jobs of a build and of the tests (default: number of processors)"
 	@echo "TESTS=, OWN_TESTS=  names of tests instead of the standard lists"
 	@echo "TRACE=N  for test: CPython's files are run with -X tracemalloc=N"

@@ -10,20 +10,36 @@ set -euo pipefail
 export LC_ALL=C
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+
+# BASE is what the series is made against; VERSION= another release that it is
+# tried on, in a folder of its own below build/.
+BASE=3.13.5
+VERSION=${VERSION:-$BASE}
+# The release's tarball, the git tree of its files without Misc/NEWS (see
+# fetch.sh), and the suites in which Debian may have its source package.
+case $VERSION in
+3.13.5)
+    TARBALL_SHA256=93e583f243454e6e9e4588ca2c2662206ad961659863277afcdb96801647d640
+    PRISTINE_TREE=74e790605f67ed37993fe8f3b1760be79d22cb94
+    SUITES="trixie" ;;
+3.13.15)
+    TARBALL_SHA256=1e66a7945a48390ee4c2a4268a0e4185884059a13c4aab6d148aa208deea4a76
+    PRISTINE_TREE=49b543815744a20f3ba0f8b27148a458ea5da50b
+    SUITES="forky sid" ;;
+*)
+    echo "error: VERSION=$VERSION is not known; use 3.13.5 or 3.13.15." >&2
+    exit 1 ;;
+esac
+TARBALL=Python-$VERSION.tar.xz
+
 BUILD=$ROOT/build
 CACHE=$BUILD/cache
+if [ "$VERSION" != "$BASE" ]; then BUILD=$BUILD/$VERSION; fi
 TREE=$BUILD/cpython
 LOGS=$BUILD/log
 PATCHES=$ROOT/patches
 COVER=$PATCHES/0000-cover-letter.patch
 BRANCH=tracemalloc
-
-# What the series is made against.
-VERSION=3.13.5
-TARBALL=Python-$VERSION.tar.xz
-TARBALL_SHA256=93e583f243454e6e9e4588ca2c2662206ad961659863277afcdb96801647d640
-# git tree of the source without Misc/NEWS, see fetch.sh.
-PRISTINE_TREE=74e790605f67ed37993fe8f3b1760be79d22cb94
 
 CONFIGS="release optimized debug freethreaded freethreaded-debug asan tsan"
 

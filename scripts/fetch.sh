@@ -155,7 +155,7 @@ pick_mirror() {
 
 # from_debian: put the verified release tarball into the cache.
 from_debian() {
-    local uri apt=$tmp/apt file key=""
+    local uri apt=$tmp/apt file suite package key=""
     command -v apt-get >/dev/null 2>&1 || { echo "no apt-get here" >>"$LOG"; return 1; }
     uri=$(pick_mirror)
     [ -n "$uri" ] || { echo "no Debian mirror among the apt sources" >>"$LOG"; return 1; }
@@ -164,7 +164,9 @@ from_debian() {
     elif [ -f "$file.pgp" ]; then key="[signed-by=$file.pgp] "
     fi
     mkdir -p "$apt"/{lists/partial,cache/archives/partial,download}
-    printf 'deb-src %s%s trixie main\n' "$key" "$uri" > "$apt/sources.list"
+    for suite in $SUITES; do
+        printf 'deb-src %s%s %s main\n' "$key" "$uri" "$suite"
+    done > "$apt/sources.list"
     # Read after the machine's own apt.conf (which may name a proxy); nothing
     # outside $apt is written and none of its hooks is run.
     cat > "$apt/apt.conf" <<CONF
@@ -185,8 +187,11 @@ APT::Sandbox::User "$(id -un)";
 Acquire::Retries "3";
 CONF
     apt-get -q -c "$apt/apt.conf" update </dev/null >>"$LOG" 2>&1 || return 1
+    package=$(apt-cache -c "$apt/apt.conf" showsrc --only-source python3.13 2>>"$LOG" |
+        sed -n "s/^Version: \($VERSION-[^ ]*\)$/python3.13=\1/p" | tail -n 1)
+    [ -n "$package" ] || { echo "Debian has no python3.13 $VERSION in $SUITES" >>"$LOG"; return 1; }
     (cd "$apt/download" &&
-        apt-get -q -c "$apt/apt.conf" source -d --only-source --tar-only python3.13 </dev/null) >>"$LOG" 2>&1 || return 1
+        apt-get -q -c "$apt/apt.conf" source -d --only-source --tar-only "$package" </dev/null) >>"$LOG" 2>&1 || return 1
     for file in "$apt/download"/*.orig.tar.xz; do
         [ -f "$file" ] || return 1
         if [ "$(sha256_of "$file")" != "$TARBALL_SHA256" ]; then

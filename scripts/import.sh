@@ -4,8 +4,9 @@
 #
 # The commit is the same to the bit wherever it is made.  Its tree is held
 # against the pinned one, whatever the source was; for a differing one the
-# directories that differ are named from pristine-3.13.5.dirs (the output of
-# 'git ls-tree -rd').  ANY_VERSION=1 takes 3.13 or later from CPYTHON= unpinned.
+# directories that differ are named from pristine-VERSION.dirs, if that is there
+# (the output of 'git ls-tree -rd').  ANY_VERSION=1 takes 3.13 or later from
+# CPYTHON= unpinned.
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -31,11 +32,12 @@ tree=$(g -C "$dest" write-tree)
 
 if [ "$version" = "$VERSION" ] && [ "$tree" != "$PRISTINE_TREE" ]; then
     # The deepest directories with a change in them, five at most.
-    differ=$(g -C "$dest" ls-tree -rd "$tree" | diff - "$ROOT/scripts/pristine-$VERSION.dirs" |
+    differ=
+    [ ! -f "$ROOT/scripts/pristine-$VERSION.dirs" ] || differ=$(g -C "$dest" ls-tree -rd "$tree" | diff - "$ROOT/scripts/pristine-$VERSION.dirs" |
         sed -n 's/^[<>].*\t//p' | sort -ru |
         awk 'index(prev, $0 "/") != 1 { out = out (n++ ? ", " : "") $0; if (n == 5) exit }
              { prev = $0 } END { print out }') || :
-    die "${CPYTHON:-the downloaded source} is not the unchanged CPython $VERSION, the differences are in ${differ:-files at the top level}; use an unchanged v$VERSION or give no CPYTHON=."
+    die "${CPYTHON:-the downloaded source} is not the unchanged CPython $VERSION, the differences are in ${differ:-some of its files}; use an unchanged v$VERSION or give no CPYTHON=."
 fi
 
 commit=$(GIT_AUTHOR_NAME='CPython' GIT_AUTHOR_EMAIL='cpython@localhost' \

@@ -6,6 +6,9 @@
 # changed since it was last applied or exported, nothing is touched: commits
 # and edits in progress stay.  If patches/ has changed, the tree is moved to
 # the new series when it holds no work of its own, and refused otherwise.
+#
+# To another VERSION than its own the series is applied with the three-way merge
+# of git, for which the files that it is made against are fetched, too.
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,17 +17,39 @@ need git make gcc
 check_config "${CONFIG:-release}"
 mkdir -p "$LOGS"
 
+# am REPO LOG FILE OPTION...: git am of one patch, or nothing.
+am() {
+    g -C "$1" am --keep-non-patch --whitespace=nowarn -q "${@:4}" "$3" >>"$2" 2>&1 </dev/null && return
+    g -C "$1" am --abort >/dev/null 2>&1 || :
+    return 1
+}
+
 # apply REPO LOG: git am of the whole series on REPO's current HEAD.
 apply() {
     local file
     committer
     : > "$2"
+    if [ "$VERSION" != "$BASE" ]; then
+        # The tests see to it that what -C0 finds is the right place.
+        add_base "$1"
+    fi
     while IFS= read -r file; do
-        if ! g -C "$1" am --no-3way --keep-non-patch --whitespace=nowarn -q "$file" >>"$2" 2>&1 </dev/null; then
-            g -C "$1" am --abort >/dev/null 2>&1 || :
-            die_log "$2" "${file#"$ROOT"/} does not apply; repair patches/, or restore it with 'git checkout patches'"
+        am "$1" "$2" "$file" --no-3way && continue
+        if [ "$VERSION" != "$BASE" ]; then
+            am "$1" "$2" "$file" --3way && continue
+            am "$1" "$2" "$file" --no-3way -C0 && continue
         fi
+        die_log "$2" "${file#"$ROOT"/} does not apply to CPython $VERSION; repair patches/, or restore it with 'git checkout patches'"
     done < <(patch_files)
+}
+
+# add_base REPO: the files that the series is made against, as a tag.
+add_base() {
+    g -C "$1" rev-parse -q --verify "refs/tags/pristine-$BASE" >/dev/null && return
+    VERSION=$BASE CPYTHON='' "$ROOT/scripts/import.sh" "$tmp/base" || give_up
+    g -C "$1" fetch -q --no-tags "$tmp/base" "refs/tags/pristine:refs/tags/pristine-$BASE" ||
+        die "the files of CPython $BASE cannot be added to the tree; is the disk full?"
+    rm -rf "$tmp/base"
 }
 
 count=$(patch_files | wc -l)
