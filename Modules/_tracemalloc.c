@@ -1,14 +1,14 @@
-// The _tracemalloc module: makes Python objects of what the interpreter's
-// books hold.  A query first copies raw data, then builds objects from the
-// copy, with no lock held.
+// The _tracemalloc module: makes Python objects of the traces.  A query first
+// copies raw data, then builds objects from the copy, with no lock held.
 
 #include "Python.h"
 #include "pycore_global_strings.h"  // _Py_DECLARE_STR()
 #include "pycore_interp.h"        // PyInterpreterState.tracemalloc
+#include "pycore_list.h"          // _PyList_AppendTakeRef()
 #include "pycore_object.h"        // _PyType_PreHeaderSize()
 #include "pycore_pystate.h"       // _PyInterpreterState_GET()
 #include "pycore_runtime.h"       // _Py_STR()
-#include "pycore_tracemalloc.h"   // _PyTraceSnapshot
+#include "pycore_tracemalloc.h"   // tracemalloc_snapshot
 
 #include "clinic/_tracemalloc.c.h"
 
@@ -26,7 +26,7 @@ module _tracemalloc
 // Objects made so far for the ids of a snapshot, to make each of them once.
 // Elements are strong references or NULL.
 typedef struct {
-    const _PyTraceIntern *intern;
+    const tracemalloc_intern *intern;
     PyObject **filenames;         // by filename id
     size_t nfilenames;
     PyObject **tracebacks;        // by traceback id
@@ -50,12 +50,12 @@ converter_fini(converter *conv)
 }
 
 static int
-converter_init(converter *conv, const _PyTraceIntern *intern)
+converter_init(converter *conv, const tracemalloc_intern *intern)
 {
     conv->intern = intern;
     conv->nfilenames = intern->filenames.length + 1;
     conv->ntracebacks = (intern->tracebacks.length
-                         + _PyTraceback_UNKNOWN + 1);
+                         + _PyTraceMalloc_UNKNOWN + 1);
     conv->filenames = PyMem_RawCalloc(conv->nfilenames, sizeof(PyObject *));
     conv->tracebacks = PyMem_RawCalloc(conv->ntracebacks, sizeof(PyObject *));
     if (conv->filenames == NULL || conv->tracebacks == NULL) {
@@ -73,8 +73,8 @@ filename_as_object(converter *conv, uint32_t id)
     PyObject **cached = &conv->filenames[id];
     if (*cached == NULL) {
         const void *text;
-        const _PyTraceFilename *name =
-            _PyTraceIntern_GetFilename(conv->intern, id, &text);
+        const tracemalloc_filename *name =
+            _PyTraceMalloc_GetFilename(conv->intern, id, &text);
         if (name == NULL) {
             *cached = Py_NewRef(&_Py_STR(anon_unknown));
         }
@@ -87,7 +87,7 @@ filename_as_object(converter *conv, uint32_t id)
 }
 
 static PyObject *
-frame_as_object(converter *conv, const _PyTraceFrame *frame)
+frame_as_object(converter *conv, const tracemalloc_frame *frame)
 {
     PyObject *filename = filename_as_object(conv, frame->filename);
     if (filename == NULL) {
@@ -103,7 +103,7 @@ frame_as_object(converter *conv, const _PyTraceFrame *frame)
 }
 
 static PyObject *
-frames_as_object(converter *conv, const _PyTraceFrame *frames, int nframe)
+frames_as_object(converter *conv, const tracemalloc_frame *frames, int nframe)
 {
     PyObject *tuple = PyTuple_New(nframe);
     if (tuple == NULL) {
@@ -122,13 +122,13 @@ frames_as_object(converter *conv, const _PyTraceFrame *frames, int nframe)
 
 // Returns a borrowed reference.
 static PyObject *
-traceback_as_object(converter *conv, _PyTraceback_Id id)
+traceback_as_object(converter *conv, uint32_t id)
 {
     PyObject **cached = &conv->tracebacks[id];
     if (*cached == NULL) {
-        const _PyTraceFrame *frames;
-        const _PyTraceback *traceback =
-            _PyTraceIntern_GetTraceback(conv->intern, id, &frames);
+        const tracemalloc_frame *frames;
+        const tracemalloc_traceback *traceback =
+            _PyTraceMalloc_GetFrames(conv->intern, id, &frames);
         *cached = frames_as_object(conv, frames, traceback->nframe);
     }
     return *cached;
@@ -146,11 +146,11 @@ set_item(PyObject *tuple, Py_ssize_t i, PyObject *item)
 }
 
 static PyObject *
-trace_as_object(converter *conv, const _PyTrace *trace)
+trace_as_object(converter *conv, const tracemalloc_trace *trace)
 {
-    const _PyTraceFrame *frames;
-    const _PyTraceback *traceback =
-        _PyTraceIntern_GetTraceback(conv->intern, trace->traceback, &frames);
+    const tracemalloc_frame *frames;
+    const tracemalloc_traceback *traceback =
+        _PyTraceMalloc_GetFrames(conv->intern, trace->traceback, &frames);
     PyObject *traceback_obj = traceback_as_object(conv, trace->traceback);
     if (traceback_obj == NULL) {
         return NULL;
@@ -168,11 +168,13 @@ trace_as_object(converter *conv, const _PyTrace *trace)
         Py_DECREF(tuple);
         return NULL;
     }
+    // It is in no cycle: spare the collector a million of them.
+    PyObject_GC_UnTrack(tuple);
     return tuple;
 }
 
 static int
-append_traces(PyObject *list, const _PyTraceSnapshot *snapshot)
+append_traces(PyObject *list, const tracemalloc_snapshot *snapshot)
 {
     converter conv;
     if (converter_init(&conv, &snapshot->intern) < 0) {
@@ -181,8 +183,8 @@ append_traces(PyObject *list, const _PyTraceSnapshot *snapshot)
     int res = 0;
     for (size_t i = 0; res == 0 && i < snapshot->ntraces; i++) {
         PyObject *trace = trace_as_object(&conv, &snapshot->traces[i]);
-        res = trace == NULL ? -1 : PyList_Append(list, trace);
-        Py_XDECREF(trace);
+        res = trace == NULL ? -1
+              : _PyList_AppendTakeRef((PyListObject *)list, trace);
     }
     converter_fini(&conv);
     return res;
@@ -195,7 +197,7 @@ get_traces(void)
     if (list == NULL) {
         return NULL;
     }
-    _PyTraceSnapshot snapshot;
+    tracemalloc_snapshot snapshot;
     if (_PyTraceMalloc_Snapshot(&snapshot) < 0) {
         Py_DECREF(list);
         return NULL;
@@ -203,11 +205,11 @@ get_traces(void)
 
     // The result's own blocks are not traced: it is about those that were
     // there before.
-    bool reentrant = _PyTraceHooks_SetReentrant(true);
+    bool reentrant = _PyTraceMalloc_SetReentrant(true);
     int res = append_traces(list, &snapshot);
-    (void)_PyTraceHooks_SetReentrant(reentrant);
+    (void)_PyTraceMalloc_SetReentrant(reentrant);
 
-    _PyTraceSnapshot_Free(&snapshot);
+    _PyTraceMalloc_FreeSnapshot(&snapshot);
     if (res < 0) {
         Py_DECREF(list);
         return NULL;
@@ -218,7 +220,7 @@ get_traces(void)
 PyObject *
 _PyTraceMalloc_GetTraceback(unsigned int domain, uintptr_t ptr)
 {
-    _PyTraceSnapshot snapshot;
+    tracemalloc_snapshot snapshot;
     if (_PyTraceMalloc_SnapshotBlock(domain, ptr, &snapshot) < 0) {
         return NULL;
     }
@@ -232,7 +234,7 @@ _PyTraceMalloc_GetTraceback(unsigned int domain, uintptr_t ptr)
             &conv, snapshot.traces[0].traceback));
         converter_fini(&conv);
     }
-    _PyTraceSnapshot_Free(&snapshot);
+    _PyTraceMalloc_FreeSnapshot(&snapshot);
     return result;
 }
 

@@ -1,76 +1,143 @@
 // tracemalloc's life cycle (start, stop, fork, the end of an interpreter), its
-// public C API, and what it has to say in a fatal error.
+// queries, and its public C API.
 
 #include "Python.h"
-#include "pycore_ceval.h"         // _PyEval_StopTheWorld()
-#include "pycore_fileutils.h"     // _Py_write_noraise()
+#include "pycore_ceval.h"         // _PyEval_StopTheWorldAll()
 #include "pycore_interp.h"        // PyInterpreterState.tracemalloc
 #include "pycore_pystate.h"       // _PyInterpreterState_GET()
 #include "pycore_runtime.h"       // _PyRuntime
-#include "pycore_traceback.h"     // _Py_DumpDecimal()
-#include "pycore_tracemalloc.h"   // _PyTraceRuntime
+#include "pycore_tracemalloc.h"   // tracemalloc_caller
 
-// As many as _PyTraceback.nframe can count.
+// As many as tracemalloc_traceback.nframe can count.
 #define MAX_NFRAME UINT16_MAX
+
+#define RUNTIME (&_PyRuntime.tracemalloc)
+
+typedef struct _tracemalloc_interp_state interp_state;
+
+
+static void
+lock_runtime(void)
+{
+    PyMutex_LockFlags(&RUNTIME->mutex, _Py_LOCK_DONT_DETACH);
+}
+
+static void
+unlock_runtime(void)
+{
+    PyMutex_Unlock(&RUNTIME->mutex);
+}
+
+static bool
+is_idle(void)
+{
+    return _Py_atomic_load_int_relaxed(&RUNTIME->ntracing) == 0;
+}
+
+// Without a GIL, other threads, of any interpreter, may use the slots of this
+// one: bring them to rest.  Then lock the runtime.
+static void
+stop_threads(void)
+{
+    // A thread without thread state ends an interpreter that has no threads.
+    if (_PyThreadState_GET() != NULL) {
+        _PyEval_StopTheWorldAll(&_PyRuntime);
+    }
+    lock_runtime();
+}
+
+static void
+start_threads(void)
+{
+    unlock_runtime();
+    if (_PyThreadState_GET() != NULL) {
+        _PyEval_StartTheWorldAll(&_PyRuntime);
+    }
+}
 
 
 /* --- Start and stop ----------------------------------------------------- */
 
-// Bring all other threads that are attached to the interpreter to rest, where
-// it has no GIL that does it.  One of them may still be in a hook, detached by
-// the allocator below: it looks again when it comes back.
-static void
-stop_world(PyInterpreterState *interp)
+static uint64_t
+next_epoch(void)
 {
-    PyThreadState *tstate = _PyThreadState_GET();
-    // Another thread, or none, ends an interpreter that has no threads left.
-    if (tstate != NULL && tstate->interp == interp) {
-        _PyEval_StopTheWorld(interp);
-    }
+    return ++RUNTIME->epoch;
 }
 
 static void
-start_world(PyInterpreterState *interp)
+set_epoch(interp_state *tm, uint64_t epoch)
 {
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate != NULL && tstate->interp == interp) {
-        _PyEval_StartTheWorld(interp);
+    _Py_atomic_store_uint64_relaxed(&tm->epoch, epoch);
+}
+
+static void
+add_to_ntracing(int change)
+{
+    _Py_atomic_store_int_relaxed(&RUNTIME->ntracing,
+                                 RUNTIME->ntracing + change);
+}
+
+static int
+open_traces(interp_state *tm)
+{
+    // Hooks are in, so there is an allocator below them.
+    if (_PyTraceMalloc_OpenTraces(tm, _PyTraceMalloc_RawAllocator()) < 0) {
+        return -1;
     }
+    if (_PyTraceMalloc_LocationsInit(tm) < 0) {
+        _PyTraceMalloc_TableFree(&tm->table);
+        return -1;
+    }
+    llist_init(&tm->threads);
+    tm->capture_memory = 0;
+    return 0;
 }
 
 typedef enum {
     START_OK,
     START_NO_KEY,
     START_NO_MEMORY,
+    START_AGAIN,
 } start_result;
 
 static start_result
-start_locked(_PyTraceRuntime *runtime, PyInterpreterState *interp,
-             int max_nframe)
+start_locked(PyInterpreterState *interp, int max_nframe, bool inherited,
+             uint8_t reached)
 {
-    _PyTraceBooks *books = &interp->tracemalloc;
-    if (books->tracing) {
+    interp_state *tm = &interp->tracemalloc;
+    if (tm->tracing) {
         // Another thread was faster.
         return START_OK;
     }
-    if (PyThread_tss_create(&books->reentrant_key) != 0) {
+    if (!inherited && PyThread_tss_create(&tm->reentrant_key) != 0) {
         return START_NO_KEY;
     }
-    // Hooks first, so that what is recorded is also seen being freed.
-    if (_PyTraceHooks_Install(runtime) < 0
-        || _PyTraceBooks_Open(runtime, interp, max_nframe) < 0)
-    {
-        PyThread_tss_delete(&books->reentrant_key);
-        if (_PyTraceRuntime_IsIdle(runtime)) {
-            _PyTraceHooks_Remove(runtime);
+    // Hooks first, so that the free of what is traced is seen.
+    if (_PyTraceMalloc_InstallHooks(reached) < 0 || open_traces(tm) < 0) {
+        PyThread_tss_delete(&tm->reentrant_key);
+        if (is_idle()) {
+            _PyTraceMalloc_RemoveHooks();
         }
         return START_NO_MEMORY;
     }
+    if (is_idle()) {
+        if (RUNTIME->tracing.next == NULL) {
+            llist_init(&RUNTIME->tracing);
+        }
+        _PyTraceMalloc_CountersInit(&RUNTIME->counters);
+    }
+    _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : 1);
+    tm->max_nframe = max_nframe;
+    tm->generation = next_epoch();
+    set_epoch(tm, tm->generation);
+    tm->tracing = 1;
+    llist_insert_tail(&RUNTIME->tracing, &tm->node);
+    add_to_ntracing(1);
     return START_OK;
 }
 
-int
-_PyTraceMalloc_Start(int max_nframe)
+static int
+start(int max_nframe, bool inherited)
 {
     if (max_nframe < 1 || max_nframe > MAX_NFRAME) {
         PyErr_Format(PyExc_ValueError,
@@ -78,18 +145,22 @@ _PyTraceMalloc_Start(int max_nframe)
                      (unsigned long)MAX_NFRAME);
         return -1;
     }
-
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
     PyInterpreterState *interp = _PyInterpreterState_GET();
     if (interp->tracemalloc.tracing) {
         return 0;
     }
-    stop_world(interp);
-    _PyTraceRuntime_Lock(runtime);
-    start_result res = start_locked(runtime, interp, max_nframe);
-    _PyTraceRuntime_Unlock(runtime);
-    start_world(interp);
-
+    start_result res = START_AGAIN;
+    while (res == START_AGAIN) {
+        // The probe runs code that may be anybody's, so it needs to be done
+        // without locks.
+        uint32_t version = _Py_atomic_load_uint32(&RUNTIME->hooks_version);
+        uint8_t reached = _PyTraceMalloc_ProbeHooks();
+        stop_threads();
+        if (version == _Py_atomic_load_uint32(&RUNTIME->hooks_version)) {
+            res = start_locked(interp, max_nframe, inherited, reached);
+        }
+        start_threads();
+    }
     switch (res) {
         case START_OK:
             return 0;
@@ -101,44 +172,72 @@ _PyTraceMalloc_Start(int max_nframe)
         case START_NO_MEMORY:
             PyErr_NoMemory();
             return -1;
+        case START_AGAIN:
+            break;
     }
     Py_UNREACHABLE();
 }
 
-// Returns false if the books were closed already.
-static bool
-stop_locked(_PyTraceRuntime *runtime, _PyTraceBooks *books,
-            _PyTraceContents *contents)
+int
+_PyTraceMalloc_Start(int max_nframe)
 {
-    if (!books->tracing) {
-        return false;
+    return start(max_nframe, false);
+}
+
+int
+_PyTraceMalloc_StartInherited(int max_nframe)
+{
+    return start(max_nframe, true);
+}
+
+static void
+forget_thread(PyInterpreterState *interp,
+              struct _tracemalloc_thread_state *ts)
+{
+    if (ts->capture != NULL) {
+        _PyTraceMalloc_CaptureFree(interp, ts);
     }
-    _PyTraceBooks_Close(runtime, books, contents);
-    PyThread_tss_delete(&books->reentrant_key);
-    if (_PyTraceRuntime_IsIdle(runtime)) {
-        _PyTraceHooks_Remove(runtime);
+#ifdef Py_GIL_DISABLED
+    _PyTraceMalloc_CloseCredit(&ts->credit, true);
+#endif
+}
+
+static void
+stop_locked(PyInterpreterState *interp)
+{
+    interp_state *tm = &interp->tracemalloc;
+    if (!tm->tracing) {
+        return;
     }
-    return true;
+    tm->tracing = 0;
+    tm->generation = 0;
+    set_epoch(tm, 0);
+    llist_remove(&tm->node);
+    add_to_ntracing(-1);
+
+    struct llist_node *node;
+    llist_for_each_safe(node, &tm->threads) {
+        forget_thread(interp, llist_data(
+            node, struct _tracemalloc_thread_state, node));
+    }
+    _PyTraceMalloc_DropTraces(tm);
+    _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : -1);
+    _PyTraceMalloc_LocationsFree(tm);
+    PyThread_tss_delete(&tm->reentrant_key);
 }
 
 static void
 stop(PyInterpreterState *interp)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyTraceContents contents;
     if (!interp->tracemalloc.tracing) {
         return;
     }
-
-    stop_world(interp);
-    _PyTraceRuntime_Lock(runtime);
-    bool stopped = stop_locked(runtime, &interp->tracemalloc, &contents);
-    _PyTraceRuntime_Unlock(runtime);
-    start_world(interp);
-
-    if (stopped) {
-        _PyTraceContents_Free(&contents);
+    stop_threads();
+    stop_locked(interp);
+    if (is_idle()) {
+        _PyTraceMalloc_RemoveHooks();
     }
+    start_threads();
 }
 
 void
@@ -154,84 +253,116 @@ _PyTraceMalloc_Fini(PyInterpreterState *interp)
 }
 
 void
+_PyTraceMalloc_ThreadEnds(PyThreadState *tstate)
+{
+    struct _tracemalloc_thread_state *ts =
+        &((_PyThreadStateImpl *)tstate)->tracemalloc;
+    ts->ended = true;
+    bool has_credit = false;
+#ifdef Py_GIL_DISABLED
+    has_credit = _Py_atomic_load_int_relaxed(&ts->credit.open);
+#endif
+    if (ts->capture == NULL && !has_credit) {
+        return;
+    }
+    lock_runtime();
+    forget_thread(tstate->interp, ts);
+    unlock_runtime();
+}
+
+void
 _PyTraceMalloc_InitRuntime(void)
 {
 #if SIZEOF_VOID_P == 8 && defined(__linux__)
-    // See _Py_TRACEMALLOC_PADDING.
-    Py_BUILD_ASSERT(offsetof(_PyRuntimeState, ref_tracer)
-                    - offsetof(_PyRuntimeState, tracemalloc) == 232);
+    Py_BUILD_ASSERT(sizeof(struct _tracemalloc_runtime_state) == 232);
 #endif
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    assert(runtime->ntracing == 0);
+    assert(RUNTIME->ntracing == 0);
     // The allocators are what they are without hooks.
-    runtime->hooked = 0;
-    runtime->ref_tracer = NULL;
-    runtime->tstates_gone = false;
+    RUNTIME->hooked = 0;
+    memset(RUNTIME->level, 0, sizeof(RUNTIME->level));
+    RUNTIME->ref_tracer = NULL;
+    RUNTIME->tstates_gone = false;
 }
 
 void
 _PyTraceMalloc_ForgetThreadStates(void)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyTraceRuntime_Lock(runtime);
-    runtime->tstates_gone = true;
-    _PyTraceRuntime_Unlock(runtime);
+    lock_runtime();
+    RUNTIME->tstates_gone = true;
+    unlock_runtime();
 }
 
 
 /* --- Fork --------------------------------------------------------------- */
 
 #ifdef HAVE_FORK
+static void
+lock_all(bool lock)
+{
+    struct llist_node *node;
+    if (is_idle()) {
+        return;
+    }
+    llist_for_each(node, &RUNTIME->tracing) {
+        PyMutex *mutex = &llist_data(node, interp_state, node)->mutex;
+        if (lock) {
+            PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
+        }
+        else {
+            PyMutex_Unlock(mutex);
+        }
+    }
+    PyMutex *mutex = &RUNTIME->directory->mutex;
+    if (lock) {
+        PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
+    }
+    else {
+        PyMutex_Unlock(mutex);
+    }
+}
+
 void
 _PyTraceMalloc_BeforeFork(void)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyTraceRuntime_Lock(runtime);
-    for (_PyTraceBooks *books = runtime->tracing; books != NULL;
-         books = books->next)
-    {
-        _PyTraceLock_LockMutex(&books->lock);
-    }
-    if (runtime->directory != NULL) {
-        PyMutex_LockFlags(&runtime->directory->mutex, _Py_LOCK_DONT_DETACH);
-    }
+    lock_runtime();
+    lock_all(true);
 }
 
 void
 _PyTraceMalloc_AfterFork_Parent(void)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    if (runtime->directory != NULL) {
-        PyMutex_Unlock(&runtime->directory->mutex);
-    }
-    for (_PyTraceBooks *books = runtime->tracing; books != NULL;
-         books = books->next)
-    {
-        _PyTraceLock_UnlockMutex(&books->lock);
-    }
-    _PyTraceRuntime_Unlock(runtime);
+    lock_all(false);
+    unlock_runtime();
 }
 
 // The locks are held by this thread, and whoever else waited for them is gone.
-// So are threads that were reallocating a block.
+// So are the threads of other interpreters, at an arbitrary point: nothing of
+// these interpreters can be trusted, and their memory is left alone.
 void
 _PyTraceMalloc_AfterFork_Child(void)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyMutex_at_fork_reinit(&runtime->mutex);
-    // Closed books may be locked, too: of them, only these can be looked into.
-    _PyTraceLock_AfterFork(&_PyRuntime._main_interpreter.tracemalloc.lock);
-    for (_PyTraceBooks *books = runtime->tracing; books != NULL;
-         books = books->next)
-    {
-        _PyTraceLock_AfterFork(&books->lock);
-        // But for the one that belongs to nobody.
-        _PyTraceMap_ForgetReservations(&books->traces, books->spare);
-        _PyTraceTable_ForgetReservations(&books->shared);
+    PyInterpreterState *main = &_PyRuntime._main_interpreter;
+    interp_state *tm = &main->tracemalloc;
+    _PyMutex_at_fork_reinit(&RUNTIME->mutex);
+    _PyMutex_at_fork_reinit(&tm->mutex);
+    if (is_idle()) {
+        return;
     }
-    if (runtime->directory != NULL) {
-        _PyMutex_at_fork_reinit(&runtime->directory->mutex);
-        _PyTraceTable_ForgetReservations(&runtime->directory->table);
+    struct llist_node *node;
+    llist_for_each_safe(node, &RUNTIME->tracing) {
+        interp_state *other = llist_data(node, interp_state, node);
+        if (other != tm) {
+            other->tracing = 0;
+            llist_remove(node);
+            add_to_ntracing(-1);
+        }
+    }
+    _PyMutex_at_fork_reinit(&RUNTIME->directory->mutex);
+    _PyTraceMalloc_ForgetOthersAfterFork(tm);
+    if (is_idle()) {
+        // Another thread may have held the mutex of the allocators.
+        _PyMutex_at_fork_reinit(&_PyRuntime.allocators.mutex);
+        _PyTraceMalloc_RemoveHooks();
     }
 }
 #endif
@@ -239,254 +370,156 @@ _PyTraceMalloc_AfterFork_Child(void)
 
 /* --- Queries ------------------------------------------------------------ */
 
-static _PyTraceBooks *
-current_books(void)
-{
-    return &_PyInterpreterState_GET()->tracemalloc;
-}
-
 int
 _PyTraceMalloc_IsTracing(void)
 {
-    return current_books()->tracing;
+    return _PyInterpreterState_GET()->tracemalloc.tracing;
 }
 
 int
 _PyTraceMalloc_GetTracebackLimit(void)
 {
-    return current_books()->max_nframe;
+    return _PyInterpreterState_GET()->tracemalloc.max_nframe;
 }
 
 void
 _PyTraceMalloc_ClearTraces(void)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyTraceBooks *books = current_books();
-    _PyTraceContents contents;
-
-    _PyTraceRuntime_Lock(runtime);
-    bool tracing = books->tracing;
-    if (tracing) {
-        _PyTraceBooks_Clear(runtime, books, &contents);
+    interp_state *tm = &_PyInterpreterState_GET()->tracemalloc;
+    if (!tm->tracing) {
+        return;
     }
-    _PyTraceRuntime_Unlock(runtime);
-    if (tracing) {
-        _PyTraceContents_Free(&contents);
+    stop_threads();
+    if (tm->tracing) {
+        _PyTraceMalloc_DropTraces(tm);
+        // Without memory the first traces may need some.
+        (void)_PyTraceMalloc_TableInit(&tm->table, tm->table.allocator);
+        _PyTraceMalloc_LocationsClear(tm);
+        tm->generation = next_epoch();
+        set_epoch(tm, tm->generation);
+        _PyTraceMalloc_ResetCounterPeak();
     }
+    start_threads();
 }
 
 void
-_PyTraceMalloc_FramesChanged(void)
+_PyTraceMalloc_FramesChanged(PyInterpreterState *interp)
 {
-    if (!_PyTraceRuntime_IsIdle(&_PyRuntime.tracemalloc)) {
-        _PyTraceBooks_ForgetFrames(current_books());
+    interp_state *tm = &interp->tracemalloc;
+    if (is_idle()) {
+        return;
     }
+    lock_runtime();
+    if (tm->tracing) {
+        set_epoch(tm, next_epoch());
+        // With this lock nobody is looking at a filename.
+        PyMutex_LockFlags(&tm->mutex, _Py_LOCK_DONT_DETACH);
+        _PyTraceMalloc_LocationsClear(tm);
+        PyMutex_Unlock(&tm->mutex);
+    }
+    unlock_runtime();
 }
 
 size_t
 _PyTraceMalloc_GetMemory(void)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyTraceBooks *books = current_books();
-    _PyTraceRuntime_Lock(runtime);
-    size_t size = books->tracing ? _PyTraceBooks_Memory(runtime, books) : 0;
-    _PyTraceRuntime_Unlock(runtime);
+    interp_state *tm = &_PyInterpreterState_GET()->tracemalloc;
+    lock_runtime();
+    size_t size = 0;
+    if (tm->tracing) {
+        size = _PyTraceMalloc_TracesMemory(tm)
+               + _PyTraceMalloc_LocationsMemory(tm);
+    }
+    unlock_runtime();
     return size;
 }
 
 int
-_PyTraceMalloc_Snapshot(_PyTraceSnapshot *snapshot)
+_PyTraceMalloc_Snapshot(tracemalloc_snapshot *snapshot)
 {
-    _PyTraceBooks *books = current_books();
-    *snapshot = (_PyTraceSnapshot){0};
-    if (books->tracing && _PyTraceBooks_Snapshot(books, snapshot) < 0) {
-        PyErr_NoMemory();
-        return -1;
+    PyInterpreterState *interp = _PyInterpreterState_GET();
+    *snapshot = (tracemalloc_snapshot){0};
+    int res = 0;
+    if (interp->tracemalloc.tracing) {
+        stop_threads();
+        if (interp->tracemalloc.tracing) {
+            res = _PyTraceMalloc_CopyTraces(interp, snapshot);
+        }
+        start_threads();
     }
-    return 0;
+    if (res < 0) {
+        PyErr_NoMemory();
+    }
+    return res;
 }
 
 int
 _PyTraceMalloc_SnapshotBlock(unsigned int domain, uintptr_t ptr,
-                             _PyTraceSnapshot *snapshot)
+                             tracemalloc_snapshot *snapshot)
 {
-    _PyTraceBooks *books = current_books();
-    *snapshot = (_PyTraceSnapshot){0};
-    if (books->tracing
-        && _PyTraceBooks_SnapshotBlock(books, domain, ptr, snapshot) < 0)
-    {
-        PyErr_NoMemory();
-        return -1;
+    PyInterpreterState *interp = _PyInterpreterState_GET();
+    *snapshot = (tracemalloc_snapshot){0};
+    int res = 0;
+    lock_runtime();
+    if (interp->tracemalloc.tracing) {
+        res = _PyTraceMalloc_CopyTrace(interp, domain, ptr, snapshot);
     }
-    return 0;
+    unlock_runtime();
+    if (res < 0) {
+        PyErr_NoMemory();
+    }
+    return res;
 }
 
 void
 _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyTraceRuntime_Lock(runtime);
     *current = *peak = 0;
-    if (!_PyTraceRuntime_IsIdle(runtime)) {
-        *current = _PyTraceCounters_Sum(&runtime->counters);
-        *peak = runtime->counters.peak;
+    lock_runtime();
+    if (!is_idle()) {
+        _PyTraceMalloc_CountersGet(current, peak);
     }
-    _PyTraceRuntime_Unlock(runtime);
+    unlock_runtime();
 }
 
 void
 _PyTraceMalloc_ResetPeak(void)
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    _PyTraceRuntime_Lock(runtime);
-    if (!_PyTraceRuntime_IsIdle(runtime)) {
-        _PyTraceCounters_ResetPeak(&runtime->counters);
+    lock_runtime();
+    if (!is_idle()) {
+        _PyTraceMalloc_ResetCounterPeak();
     }
-    _PyTraceRuntime_Unlock(runtime);
+    unlock_runtime();
 }
 
 
 /* --- Public C API ------------------------------------------------------- */
 
-// In Python's own domain an interpreter also has traces of blocks that are not
-// in the directory, since nobody else may free them.
-static bool
-may_be_any_block(unsigned int domain)
-{
-    return domain == 0;
-}
-
 int
 PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size)
 {
-    if (_PyTraceRuntime_IsIdle(&_PyRuntime.tracemalloc)) {
+    if (is_idle()) {
         return -2;
     }
-    _PyTraceCaller caller;
-    _PyTraceCaller_Begin(&caller);
+    tracemalloc_caller caller;
     int res = -2;
-    if (caller.books->tracing) {
-        caller.any_block = may_be_any_block(domain);
-        res = _PyTraceCaller_Record(&caller, domain, ptr, size, true);
+    _PyTraceMalloc_BeginCall(&caller);
+    if (caller.interp->tracing) {
+        res = _PyTraceMalloc_Add(&caller, domain, ptr, size, BLOCK_TRACKED);
     }
-    _PyTraceCaller_End(&caller);
+    _PyTraceMalloc_EndCall(&caller);
     return res;
 }
 
 int
 PyTraceMalloc_Untrack(unsigned int domain, uintptr_t ptr)
 {
-    if (_PyTraceRuntime_IsIdle(&_PyRuntime.tracemalloc)) {
+    if (is_idle()) {
         return -2;
     }
-    _PyTraceCaller caller;
-    _PyTraceTaken taken;
-    _PyTraceCaller_Begin(&caller);
-    caller.any_block = may_be_any_block(domain);
-    _PyTraceCaller_Take(&caller, domain, ptr, false, &taken);
-    _PyTraceCaller_End(&caller);
+    tracemalloc_caller caller;
+    _PyTraceMalloc_BeginCall(&caller);
+    _PyTraceMalloc_RemoveAnywhere(&caller, domain, ptr);
+    _PyTraceMalloc_EndCall(&caller);
     return 0;
-}
-
-
-/* --- Fatal errors ------------------------------------------------------- */
-
-// The thread that reports the error may hold a lock itself.
-#define DUMP_TIMEOUT (100 * 1000 * 1000)    // nanoseconds
-
-#define PUTS(fd, str) (void)_Py_write_noraise(fd, str, (int)strlen(str))
-
-// Like _Py_DumpASCII(), which needs a str object.
-static void
-dump_filename(int fd, const _PyTraceIntern *intern, uint32_t id)
-{
-    const void *text;
-    const _PyTraceFilename *name =
-        _PyTraceIntern_GetFilename(intern, id, &text);
-    if (name == NULL) {
-        PUTS(fd, "<unknown>");
-        return;
-    }
-    for (size_t i = 0; i < name->length; i++) {
-        Py_UCS4 ch = PyUnicode_READ(name->kind, text, i);
-        if (' ' <= ch && ch <= 126) {
-            char c = (char)ch;
-            (void)_Py_write_noraise(fd, &c, 1);
-        }
-        else {
-            const char *escape = ch <= 0xff ? "\\x"
-                                 : ch <= 0xffff ? "\\u" : "\\U";
-            PUTS(fd, escape);
-            _Py_DumpHexadecimal(fd, ch, ch <= 0xff ? 2
-                                        : ch <= 0xffff ? 4 : 8);
-        }
-    }
-}
-
-static void
-dump_traceback(int fd, const _PyTraceIntern *intern, _PyTraceback_Id id)
-{
-    const _PyTraceFrame *frames;
-    const _PyTraceback *traceback =
-        _PyTraceIntern_GetTraceback(intern, id, &frames);
-    PUTS(fd, "Memory block allocated at (most recent call first):\n");
-    for (size_t i = 0; i < traceback->nframe; i++) {
-        PUTS(fd, "  File \"");
-        dump_filename(fd, intern, frames[i].filename);
-        PUTS(fd, "\", line ");
-        _Py_DumpDecimal(fd, frames[i].lineno);
-        PUTS(fd, "\n");
-    }
-    PUTS(fd, "\n");
-}
-
-// `taken` is a trace that this thread has taken out, or NULL.
-static bool
-dump_from_books(int fd, _PyTraceBooks *books, const _PyTraceTaken *taken,
-                uintptr_t ptr)
-{
-    if (!_PyTraceLock_TryLockMutex(&books->lock, DUMP_TIMEOUT)) {
-        return false;
-    }
-    _PyTrace trace;
-    bool found = _PyTraceBooks_Get(books, 0, ptr, &trace);
-    if (!found && taken != NULL && taken->room.epoch == books->epoch
-        && taken->trace.ptr == ptr)
-    {
-        trace = taken->trace;
-        found = true;
-    }
-    if (found) {
-        dump_traceback(fd, &books->intern, trace.traceback);
-    }
-    _PyTraceLock_UnlockMutex(&books->lock);
-    return found;
-}
-
-void
-_PyMem_DumpTraceback(int fd, const void *ptr)
-{
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    bool found = false, tracing = false;
-    if (!_PyTraceRuntime_IsIdle(runtime)) {
-        if (_PyMutex_LockTimed(&runtime->mutex, DUMP_TIMEOUT,
-                               _Py_LOCK_DONT_DETACH) != PY_LOCK_ACQUIRED)
-        {
-            return;
-        }
-        _PyTraceCaller caller;
-        _PyTraceCaller_BeginLocked(&caller);
-        const _PyTraceTaken *taken = _PyTraceHooks_GetTaken(&caller);
-        tracing = caller.books->tracing;
-        for (_PyTraceBooks *books = runtime->tracing;
-             books != NULL && !found; books = books->next)
-        {
-            found = dump_from_books(fd, books, taken, (uintptr_t)ptr);
-        }
-        _PyTraceCaller_End(&caller);
-    }
-    if (!found && !tracing) {
-        PUTS(fd, "Enable tracemalloc to get the memory block "
-                 "allocation traceback\n\n");
-    }
 }

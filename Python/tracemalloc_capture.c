@@ -1,456 +1,452 @@
-// From the frames that a thread is executing to an interned traceback.
+// From the frames that a thread is executing to the id of a traceback.
 //
-// Runs inside allocator hooks, on any thread that has a thread state, attached
-// or detached, and so takes no reference, makes no object and waits for
-// nothing.  That is safe because a thread looks at its own frames only: nobody
-// else pops them, each frame keeps its code object alive, and the code object
-// its filename and line table.
+// Runs inside allocator hooks, on attached and on detached threads, and so
+// takes no reference, makes no object and waits for nothing.  That is safe
+// because a thread looks at its own frames only: nobody else pops them, each
+// frame keeps its code object alive, and the code object its filename and line
+// table.
 //
-// The stack is walked but once for each activation of a function.  A frame
-// whose callers were found is marked (`callers_known`, which is zero in each
-// new activation), and what was found is remembered.  As long as the mark is
-// there the frame is the same activation, so its callers and the places where
-// they wait for it are the same as well: a walk ends at the first marked
-// frame.  What is remembered may be lost at any time, but is never wrong:
-// caches are hashed, and each entry has its whole key in it.
+// A walk passes each activation of a function once.  A frame whose callers
+// were found is marked (`callers_known`, which is zero in a new activation).
+// While the mark is there the frame is the same activation, so its callers and
+// the places where they wait for it are the same as well: a walk ends at the
+// first marked frame that is remembered.  What a thread remembers may be
+// forgotten at any time, but is never wrong; it is void when the epoch of the
+// interpreter changes.  It needs no lock.
 //
-//   activations: frame -> its callers, and the last traceback from there
-//   sites:       instruction, callers -> traceback
-//   locations:   instruction -> filename, line
+//   activations: frame -> callers (direct-mapped)
+//   nodes:       (callers, instruction) -> node, with a traceback if a trace
+//                has used it
+//
+// "Callers" are what a traceback depends on besides its own instruction: the
+// number of frames if one frame is kept, else the node of the caller.  A node
+// is a place in the tree of all calls, so equal nodes are equal stacks.  Nodes
+// are few and forgotten when there are too many; only the tracebacks of traces
+// are interned, by walking over the frames to be kept.
 //
 // An instruction is an address together with the version of its code object,
 // which no two code objects of an interpreter have in common, whenever they
-// live; 0 is no version.  "The callers" are as much as a traceback depends on:
-// their number if one frame is kept, else the traceback that the caller itself
-// would have.  Tracebacks are built from the oldest frame on then.
+// live; 0 is no version.
+//
+// An evaluator that was set by _PyInterpreterState_SetEvalFrameFunc() may push
+// frames without resetting the mark: while there is one, no mark is trusted.
 
 #include "Python.h"
-#include "pycore_code.h"          // _PyCode_InitAddressRange()
 #include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
-#include "pycore_pyhash.h"        // _Py_HashBytes()
-#include "pycore_tracemalloc.h"   // _PyTraceIntern
+#include "pycore_interp.h"        // PyInterpreterState.eval_frame
+#include "pycore_runtime.h"       // _PyRuntime
+#include "pycore_tracemalloc.h"   // tracemalloc_capture
+#include "pycore_tstate.h"        // _PyThreadStateImpl
 
-// 24 bytes each.  Recursion of some hundred levels fits.
-#define ACTIVATION_BITS 10
-#define SITE_BITS 12
-#define LOCATION_BITS 10
+typedef struct _tracemalloc_interp_state interp_state;
+typedef struct _tracemalloc_thread_state thread_state;
 
-// From so many frames on, not every caller gets a traceback of its own: memory
-// would grow with the square of the depth.
-#define LONG_TRACEBACK 128
+// Nodes that a capture has room for: grows by need, so that a thread spends
+// from 6 to 360 kilobytes.
+#define MIN_NODES 128
+#define MAX_NODES 8192
+#define GROWTH 4
 
 typedef struct {
     const _PyInterpreterFrame *frame;
-    const _Py_CODEUNIT *instr;    // NULL: no traceback
     uint32_t callers;
-    _PyTraceback_Id traceback;
 } activation;
 
 typedef struct {
     const _Py_CODEUNIT *instr;
     uint32_t version;
     uint32_t callers;
-    _PyTraceback_Id traceback;
-} site;
+    uint32_t depth;               // frames, with this one
+    uint32_t traceback;           // NO_TRACEBACK if not interned
+} call_node;
 
-typedef struct {
-    const _Py_CODEUNIT *instr;
-    uint32_t version;
-    _PyTraceFrame item;
-} location;
-
-typedef struct {
-    activation activations[1 << ACTIVATION_BITS];
-    site sites[1 << SITE_BITS];
-    location locations[1 << LOCATION_BITS];
-} memory;
-
+// Belongs to a thread.  One piece of memory, which has all the arrays.
 struct _tracemalloc_capture {
     const PyMemAllocatorEx *allocator;
-    memory remembered;
-    // The frames of a walk, most recent first.
+    uint64_t epoch;
+    size_t nnodes;
+    size_t max_nodes;             // a power of 2
+    call_node *nodes;             // the id of a node is its index + 1
+    activation *activations;      // max_nodes / 2
+    // The frames of a walk, most recent first: max_nodes / 2.  Older ones are
+    // not remembered.
     _PyInterpreterFrame **frames;
-    size_t nframes;               // that there is room for
+    uint32_t *index;              // hash table of node ids: max_nodes * 2
 };
 
-// One walk: where its results go, and what it depends on.
-typedef struct {
-    _PyTraceCapture *capture;
-    _PyTraceIntern *intern;
-    int max_nframe;
-} walk;
-
-
-_PyTraceCapture *
-_PyTraceCapture_New(const PyMemAllocatorEx *allocator)
-{
-    _PyTraceCapture *capture = allocator->calloc(allocator->ctx, 1,
-                                                 sizeof(_PyTraceCapture));
-    if (capture != NULL) {
-        capture->allocator = allocator;
-    }
-    return capture;
-}
-
-void
-_PyTraceCapture_Free(_PyTraceCapture *capture)
-{
-    if (capture != NULL) {
-        const PyMemAllocatorEx *allocator = capture->allocator;
-        allocator->free(allocator->ctx, capture->frames);
-        allocator->free(allocator->ctx, capture);
-    }
-}
-
-void
-_PyTraceCapture_Clear(_PyTraceCapture *capture)
-{
-    memset(&capture->remembered, 0, sizeof(memory));
-}
-
-size_t
-_PyTraceCapture_Memory(const _PyTraceCapture *capture)
-{
-    return sizeof(*capture) + capture->nframes * sizeof(_PyInterpreterFrame *);
-}
-
-
-/* --- Places in the code ------------------------------------------------- */
-
-// As PyUnstable_InterpreterFrame_GetLine(), but always from the line table:
-// instrumentation data may be replaced while a detached thread looks at it.
-static unsigned int
-frame_lineno(_PyInterpreterFrame *frame)
-{
-    PyCodeObject *code = _PyFrame_GetCode(frame);
-    int addr = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
-    assert(addr >= 0);
-    PyCodeAddressRange range;
-    _PyCode_InitAddressRange(code, &range);
-    int lineno = _PyCode_CheckLineNumber(addr, &range);
-    return lineno < 0 ? 0 : (unsigned int)lineno;
-}
-
-// The hash of the str object, which mostly has been computed before.  It is
-// not stored here: a detached thread must not write to a shared object.
-static Py_uhash_t
-filename_hash(PyObject *filename, const void *text, size_t size)
-{
-    Py_hash_t hash = _Py_atomic_load_ssize_relaxed(
-        &((PyASCIIObject *)filename)->hash);
-    if (hash == -1) {
-        hash = _Py_HashBytes(text, (Py_ssize_t)size);
-    }
-    return (Py_uhash_t)hash;
-}
-
-static int
-intern_filename(_PyTraceIntern *intern, PyObject *filename, uint32_t *id)
-{
-    if (filename == NULL || !PyUnicode_Check(filename)) {
-        *id = 0;
-        return 0;
-    }
-    _PyTraceFilename name = {
-        .length = (size_t)PyUnicode_GET_LENGTH(filename),
-        .kind = (int)PyUnicode_KIND(filename),
-    };
-    const void *text = PyUnicode_DATA(filename);
-    name.hash = filename_hash(filename, text,
-                              name.length * (size_t)name.kind);
-    return _PyTraceIntern_Filename(intern, &name, text, id);
-}
 
 // Multiplicative; the high bits are good.
 static inline size_t
-hash_key(const void *ptr, uint32_t more, int bits)
+hash_key(const void *ptr, uint32_t a, uint32_t b, size_t size)
 {
-    uint64_t hash = ((uint64_t)(uintptr_t)ptr
-                     + more * UINT64_C(0xC2B2AE3D27D4EB4F))
+    uint64_t hash = (((uint64_t)(uintptr_t)ptr >> 1)
+                     + a * UINT64_C(0xC2B2AE3D27D4EB4F)
+                     + b * UINT64_C(0x165667B19E3779F9))
                     * UINT64_C(0x9E3779B97F4A7C15);
-    return (size_t)(hash >> (64 - bits));
-}
-
-static int
-find_item(_PyTraceIntern *intern, _PyInterpreterFrame *frame,
-          _PyTraceFrame *item)
-{
-    PyObject *filename = _PyFrame_GetCode(frame)->co_filename;
-    item->lineno = frame_lineno(frame);
-    return intern_filename(intern, filename, &item->filename);
-}
-
-// Filename and line of a frame.  Saves to decode the line table, which is
-// linear in its length, and to look up the text of the filename.
-static int
-locate(const walk *w, _PyInterpreterFrame *frame, _PyTraceFrame *item)
-{
-    uint32_t version = _PyFrame_GetCode(frame)->co_version;
-    location *place = &w->capture->remembered.locations[
-        hash_key(frame->instr_ptr, version, LOCATION_BITS)];
-    if (version == 0) {
-        return find_item(w->intern, frame, item);
-    }
-    if (place->instr != frame->instr_ptr || place->version != version) {
-        if (find_item(w->intern, frame, item) < 0) {
-            return -1;
-        }
-        *place = (location){frame->instr_ptr, version, *item};
-    }
-    *item = place->item;
-    return 0;
+    return (size_t)(hash >> 32) & (size - 1);
 }
 
 
-/* --- Tracebacks --------------------------------------------------------- */
+/* --- Memory ------------------------------------------------------------- */
 
-// The traceback of so many frames, most recent first, and of what called the
-// last one.
-static int
-build(const walk *w, _PyInterpreterFrame *const *frames, size_t nframe,
-      uint32_t callers, _PyTraceback_Id *id)
+static size_t
+capture_memory(size_t max_nodes)
 {
-    size_t total_nframe = nframe;
-    assert(nframe <= (size_t)w->max_nframe);
-    _PyTraceIntern_BeginTraceback(w->intern);
-    for (size_t i = 0; i < nframe; i++) {
-        _PyTraceFrame item;
-        if (locate(w, frames[i], &item) < 0
-            || _PyTraceIntern_AddFrame(w->intern, item) < 0)
-        {
-            return -1;
-        }
-    }
-    if (w->max_nframe == 1) {
-        total_nframe += callers;
-    }
-    else if (callers != _PyTraceback_NONE) {
-        total_nframe += _PyTraceIntern_GetTraceback(
-            w->intern, callers, NULL)->total_nframe;
-        if (_PyTraceIntern_AddFramesOf(w->intern, callers,
-                                       (size_t)w->max_nframe - nframe) < 0)
-        {
-            return -1;
-        }
-    }
-    return _PyTraceIntern_EndTraceback(w->intern, total_nframe, id);
+    return sizeof(tracemalloc_capture)
+           + max_nodes * (sizeof(call_node) + 2 * sizeof(uint32_t))
+           + max_nodes / 2 * (sizeof(activation)
+                              + sizeof(_PyInterpreterFrame *));
 }
 
-// The traceback of a frame with these callers.
-static int
-find_traceback(const walk *w, _PyInterpreterFrame *frame, uint32_t callers,
-               _PyTraceback_Id *id)
+static void
+forget(tracemalloc_capture *capture)
 {
-    uint32_t version = _PyFrame_GetCode(frame)->co_version;
-    site *place = &w->capture->remembered.sites[
-        hash_key(frame->instr_ptr, version ^ (callers << 16) ^ callers,
-                 SITE_BITS)];
-    if (version != 0 && place->instr == frame->instr_ptr
-        && place->version == version && place->callers == callers)
-    {
-        *id = place->traceback;
-        return 0;
+    memset(capture->activations, 0,
+           capture->max_nodes / 2 * sizeof(activation));
+    memset(capture->index, 0, 2 * capture->max_nodes * sizeof(uint32_t));
+    capture->nnodes = 0;
+}
+
+static tracemalloc_capture *
+new_capture(interp_state *tm, size_t max_nodes)
+{
+    const PyMemAllocatorEx *allocator = tm->table.allocator;
+    size_t size = capture_memory(max_nodes);
+    tracemalloc_capture *capture = allocator->calloc(allocator->ctx, 1, size);
+    if (capture == NULL) {
+        return NULL;
     }
-    if (build(w, &frame, 1, callers, id) < 0) {
+    capture->allocator = allocator;
+    capture->max_nodes = max_nodes;
+    capture->nodes = (call_node *)(capture + 1);
+    capture->activations = (activation *)(capture->nodes + max_nodes);
+    capture->frames = (_PyInterpreterFrame **)(capture->activations
+                                               + max_nodes / 2);
+    capture->index = (uint32_t *)(capture->frames + max_nodes / 2);
+    _Py_atomic_add_ssize(&tm->capture_memory, (Py_ssize_t)size);
+    return capture;
+}
+
+static void
+free_capture(interp_state *tm, tracemalloc_capture *capture)
+{
+    size_t size = capture_memory(capture->max_nodes);
+    _Py_atomic_add_ssize(&tm->capture_memory, -(Py_ssize_t)size);
+    capture->allocator->free(capture->allocator->ctx, capture);
+}
+
+// The thread's first trace.
+static int
+make_capture(PyThreadState *tstate, bool locked)
+{
+    interp_state *tm = &tstate->interp->tracemalloc;
+    thread_state *ts = &((_PyThreadStateImpl *)tstate)->tracemalloc;
+    PyMutex *mutex = &_PyRuntime.tracemalloc.mutex;
+    tracemalloc_capture *capture = new_capture(tm, MIN_NODES);
+    if (capture == NULL) {
         return -1;
     }
-    if (version != 0) {
-        *place = (site){frame->instr_ptr, version, callers, *id};
+    if (!locked) {
+        PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
+    }
+    ts->capture = capture;
+    llist_insert_tail(&tm->threads, &ts->node);
+    if (!locked) {
+        PyMutex_Unlock(mutex);
     }
     return 0;
+}
+
+void
+_PyTraceMalloc_CaptureFree(PyInterpreterState *interp, thread_state *ts)
+{
+    llist_remove(&ts->node);
+    free_capture(&interp->tracemalloc, ts->capture);
+    ts->capture = NULL;
+    ts->frame = NULL;
+    ts->last_block = 0;
+}
+
+// Replace a capture by a larger one, which remembers nothing.  Returns false,
+// with nothing changed, if that is too large or there is no memory.
+static bool
+grow_capture(interp_state *tm, thread_state *ts)
+{
+    tracemalloc_capture *old = ts->capture;
+    tracemalloc_capture *grown = NULL;
+    if (old->max_nodes < MAX_NODES) {
+        grown = new_capture(tm, old->max_nodes * GROWTH);
+    }
+    if (grown == NULL) {
+        return false;
+    }
+    grown->epoch = old->epoch;
+    ts->capture = grown;
+    free_capture(tm, old);
+    return true;
+}
+
+
+/* --- Nodes -------------------------------------------------------------- */
+
+static call_node *
+get_node(tracemalloc_capture *capture, uint32_t id)
+{
+    assert(1 <= id && id <= capture->nnodes);
+    return &capture->nodes[id - 1];
+}
+
+// There is room for it.  One that is not indexed is equal to no other.
+static uint32_t
+add_node(tracemalloc_capture *capture, const call_node *node)
+{
+    assert(capture->nnodes < capture->max_nodes);
+    capture->nodes[capture->nnodes++] = *node;
+    return (uint32_t)capture->nnodes;
+}
+
+static uint32_t
+add_anonymous_node(tracemalloc_capture *capture, size_t depth)
+{
+    return add_node(capture, &(call_node){.depth = (uint32_t)depth});
+}
+
+// The node of a frame with these callers.  There is room for it.
+static uint32_t
+find_node(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
+          uint32_t callers, size_t depth)
+{
+    const _Py_CODEUNIT *instr = frame->instr_ptr;
+    uint32_t version = _PyFrame_GetCode(frame)->co_version;
+    if (version == 0) {
+        return add_anonymous_node(capture, depth);
+    }
+    size_t size = 2 * capture->max_nodes;
+    size_t i = hash_key(instr, version, callers, size);
+    for (; capture->index[i] != 0; i = (i + 1) & (size - 1)) {
+        const call_node *node = get_node(capture, capture->index[i]);
+        if (node->instr == instr && node->version == version
+            && node->callers == callers)
+        {
+            return capture->index[i];
+        }
+    }
+    capture->index[i] = add_node(capture, &(call_node){
+        .instr = instr, .version = version, .callers = callers,
+        .depth = (uint32_t)depth,
+    });
+    return capture->index[i];
+}
+
+// Number of frames that "callers" stand for.
+static inline size_t
+depth_of(tracemalloc_capture *capture, bool by_depth, uint32_t callers)
+{
+    if (by_depth || callers == 0) {
+        return callers;
+    }
+    return get_node(capture, callers)->depth;
 }
 
 
 /* --- Activations -------------------------------------------------------- */
 
 static inline activation *
-activation_slot(_PyTraceCapture *capture, const _PyInterpreterFrame *frame)
+activation_slot(tracemalloc_capture *capture,
+                const _PyInterpreterFrame *frame)
 {
-    return &capture->remembered.activations[
-        hash_key(frame, 0, ACTIVATION_BITS)];
+    return &capture->activations[hash_key(frame, 0, 0,
+                                          capture->max_nodes / 2)];
 }
 
 // What is remembered of a frame, or NULL.
 static inline activation *
-find_activation(_PyTraceCapture *capture, const _PyInterpreterFrame *frame)
+find_activation(tracemalloc_capture *capture,
+                const _PyInterpreterFrame *frame)
 {
     activation *found = activation_slot(capture, frame);
     return frame->callers_known && found->frame == frame ? found : NULL;
 }
 
-// Remember the callers of a frame; or its traceback, too, unless NONE.
 static void
-remember(_PyTraceCapture *capture, _PyInterpreterFrame *frame,
-         uint32_t callers, _PyTraceback_Id id)
+remember(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
+         uint32_t callers)
 {
-    *activation_slot(capture, frame) = (activation){
-        frame, id == _PyTraceback_NONE ? NULL : frame->instr_ptr, callers, id,
-    };
+    *activation_slot(capture, frame) = (activation){frame, callers};
     frame->callers_known = 1;
 }
 
-static int
-add_frame(_PyTraceCapture *capture, size_t i, _PyInterpreterFrame *frame)
-{
-    if (i == capture->nframes) {
-        const PyMemAllocatorEx *allocator = capture->allocator;
-        size_t nframes = Py_MAX(capture->nframes * 2, 64);
-        void *frames = allocator->realloc(
-            allocator->ctx, capture->frames,
-            nframes * sizeof(_PyInterpreterFrame *));
-        if (frames == NULL) {
-            return -1;
-        }
-        capture->frames = frames;
-        capture->nframes = nframes;
-    }
-    capture->frames[i] = frame;
-    return 0;
-}
+// One walk: what it depends on and what it has found.
+typedef struct {
+    tracemalloc_capture *capture;
+    bool by_depth;                // are callers just a number of frames?
+    bool trusted;                 // are the marks?
+    size_t nframe;                // frames passed
+    size_t nkept;                 // of these in `frames` of the capture
+    _PyInterpreterFrame *end;     // a frame that is remembered, or NULL
+    uint32_t end_callers;
+} frame_walk;
 
-// The callers of what the first of these frames calls.
-static int
-find_callers(const walk *w, _PyInterpreterFrame *const *frames, size_t nframe,
-             uint32_t callers, uint32_t *result)
+// Walk from a frame to the first one that is remembered.
+static void
+walk_frames(frame_walk *walk, _PyInterpreterFrame *frame)
 {
-    if (w->max_nframe == 1) {
-        *result = callers + (uint32_t)nframe;
-        return 0;
-    }
-    if (nframe == 1) {
-        return find_traceback(w, frames[0], callers, result);
-    }
-    return build(w, frames, nframe, callers, result);
-}
-
-// Each how many frames of a walk is one to get a traceback?  Where all of
-// them are long, some must do.
-static size_t
-find_step(const walk *w, size_t nframe, uint32_t callers)
-{
-    if (w->max_nframe > 1 && callers != _PyTraceback_NONE) {
-        nframe += _PyTraceIntern_GetTraceback(w->intern, callers,
-                                              NULL)->nframe;
-    }
-    return Py_MIN(nframe, (size_t)w->max_nframe) / LONG_TRACEBACK + 1;
-}
-
-// Find out, and remember, who called a frame.
-static int
-walk_callers(const walk *w, _PyInterpreterFrame *frame, uint32_t *callers)
-{
-    _PyTraceCapture *capture = w->capture;
-    const activation *known = NULL;
+    tracemalloc_capture *capture = walk->capture;
     size_t n = 0;
-    while (frame != NULL
-           && (known = find_activation(capture, frame)) == NULL)
-    {
-        if (add_frame(capture, n++, frame) < 0) {
-            return -1;
+    for (; frame != NULL; n++) {
+        const activation *known = walk->trusted
+                                  ? find_activation(capture, frame) : NULL;
+        if (known != NULL) {
+            walk->end_callers = known->callers;
+            break;
+        }
+        if (n < capture->max_nodes / 2) {
+            capture->frames[n] = frame;
         }
         frame = _PyFrame_GetFirstComplete(frame->previous);
     }
-    *callers = 0;
-    if (known != NULL) {
-        *callers = known->callers;
-        if (n > 0 && find_callers(w, &frame, 1, *callers, callers) < 0) {
-            return -1;
-        }
-    }
-    size_t step = find_step(w, n, *callers);
-    size_t end = n;     // *callers are those of the frame before this one
-    for (size_t i = n; i-- > 0; ) {
-        _PyInterpreterFrame *const *frames = &capture->frames[i];
-        if (i + 1 == end) {
-            remember(capture, *frames, *callers, _PyTraceback_NONE);
-        }
-        if (i == 1 || (i > 0 && end - i == step)) {
-            if (find_callers(w, frames, end - i, *callers, callers) < 0) {
-                return -1;
-            }
-            end = i;
-        }
-    }
-    return 0;
+    walk->end = frame;
+    walk->nframe = n;
+    walk->nkept = Py_MIN(n, capture->max_nodes / 2);
 }
 
-#ifndef NDEBUG
-// More frames than these are not counted: deep recursion would take quadratic
-// time.
-#define COUNTED_FRAMES 1000
-
-// Is this what a walk over all frames finds?  The places of callers may be
-// remembered ones: their line tables would take most of the time.
-static bool
-is_exact(const walk *w, _PyInterpreterFrame *frame, _PyTraceback_Id id)
+// Walk, and make room for the nodes that come of it.
+static void
+walk_with_room(frame_walk *walk, interp_state *tm, thread_state *ts,
+               _PyInterpreterFrame *frame)
 {
-    const _PyTraceFrame *frames;
-    const _PyTraceback *traceback =
-        _PyTraceIntern_GetTraceback(w->intern, id, &frames);
-    size_t max_nframe = (size_t)w->max_nframe;
-    size_t n = 0;
-    for (; frame != NULL && n < Py_MAX(max_nframe, COUNTED_FRAMES); n++) {
-        if (n < max_nframe) {
-            _PyTraceFrame item;
-            if ((n == 0 ? find_item(w->intern, frame, &item)
-                        : locate(w, frame, &item)) < 0)
-            {
-                return true;      // no memory to tell
-            }
-            // Interning may have moved them.
-            traceback = _PyTraceIntern_GetTraceback(w->intern, id, &frames);
-            if (n >= traceback->nframe
-                || item.filename != frames[n].filename
-                || item.lineno != frames[n].lineno)
-            {
-                return false;
-            }
+    while (true) {
+        walk->capture = ts->capture;
+        walk_frames(walk, frame);
+        // One for the end, one for older frames, one for the traceback.
+        size_t need = walk->by_depth ? 1 : walk->nkept + 3;
+        bool has_room = walk->capture->nnodes + need
+                        <= walk->capture->max_nodes;
+        if (has_room && walk->nkept == walk->nframe) {
+            return;
         }
-        frame = _PyFrame_GetFirstComplete(frame->previous);
+        if (!grow_capture(tm, ts)) {
+            if (has_room) {
+                return;
+            }
+            forget(walk->capture);
+        }
     }
-    size_t total = Py_MIN(n, UINT16_MAX);
-    return traceback->nframe == Py_MIN(n, max_nframe)
-           && (frame == NULL ? traceback->total_nframe == total
-                             : traceback->total_nframe >= total);
 }
-#endif
 
-static Py_NO_INLINE int
-find_anew(const walk *w, _PyInterpreterFrame *frame, _PyTraceback_Id *id)
+// "Callers" of whom a frame calls that has these callers.
+static uint32_t
+add_caller(const frame_walk *walk, _PyInterpreterFrame *frame,
+           uint32_t callers)
 {
-    uint32_t callers;
-    frame = _PyFrame_GetFirstComplete(frame);
-    if (frame == NULL) {
-        *id = _PyTraceback_UNKNOWN;
-        return 0;
+    if (walk->by_depth) {
+        return callers + 1;
     }
-    if (walk_callers(w, frame, &callers) < 0
-        || find_traceback(w, frame, callers, id) < 0)
+    size_t depth = depth_of(walk->capture, false, callers) + 1;
+    return find_node(walk->capture, frame, callers, depth);
+}
+
+// Give each frame of a walk its callers.  Returns those of the first one.
+static uint32_t
+find_callers(const frame_walk *walk)
+{
+    tracemalloc_capture *capture = walk->capture;
+    uint32_t callers = 0;
+    if (walk->end != NULL) {
+        callers = walk->end_callers;
+        if (walk->nframe == 0) {
+            return callers;
+        }
+        callers = add_caller(walk, walk->end, callers);
+    }
+    if (walk->nkept < walk->nframe) {
+        size_t depth = depth_of(capture, walk->by_depth, callers)
+                       + walk->nframe - walk->nkept;
+        callers = walk->by_depth ? (uint32_t)depth
+                  : add_anonymous_node(capture, depth);
+    }
+    for (size_t i = walk->nkept; i-- > 0; ) {
+        if (walk->trusted) {
+            remember(capture, capture->frames[i], callers);
+        }
+        if (i > 0) {
+            callers = add_caller(walk, capture->frames[i], callers);
+        }
+    }
+    return callers;
+}
+
+
+/* --- Tracebacks --------------------------------------------------------- */
+
+// The traceback of a complete frame with these callers.
+static int
+find_traceback(tracemalloc_capture *capture, interp_state *tm,
+               _PyInterpreterFrame *frame, uint32_t callers, uint32_t *id)
+{
+    size_t depth = depth_of(capture, tm->max_nframe == 1, callers) + 1;
+    call_node *node = get_node(capture,
+                               find_node(capture, frame, callers, depth));
+    if (node->traceback == _PyTraceMalloc_NO_TRACEBACK
+        && _PyTraceMalloc_InternFrames(tm, frame, depth,
+                                       &node->traceback) < 0)
     {
         return -1;
     }
-    remember(w->capture, frame, callers, *id);
-    assert(is_exact(w, frame, *id));
+    *id = node->traceback;
+    return 0;
+}
+
+static int
+capture_frame(PyThreadState *tstate, _PyInterpreterFrame *frame, uint32_t *id)
+{
+    interp_state *tm = &tstate->interp->tracemalloc;
+    thread_state *ts = &((_PyThreadStateImpl *)tstate)->tracemalloc;
+    frame_walk walk = {
+        .by_depth = tm->max_nframe == 1,
+        .trusted = tstate->interp->eval_frame == NULL,
+    };
+    walk_with_room(&walk, tm, ts, frame);
+    uint32_t callers = find_callers(&walk);
+    if (find_traceback(walk.capture, tm, frame, callers, id) < 0) {
+        return -1;
+    }
+    if (walk.trusted) {
+        ts->frame = frame;
+        ts->instr = frame->instr_ptr;
+        ts->traceback = *id;
+    }
+    assert(_PyTraceMalloc_IsExact(tm, frame, *id));
     return 0;
 }
 
 int
-_PyTraceCapture_Traceback(_PyTraceCapture *capture, _PyTraceIntern *intern,
-                          PyThreadState *tstate, int max_nframe,
-                          _PyTraceback_Id *id)
+_PyTraceMalloc_Capture(PyThreadState *tstate, bool locked, uint32_t *id)
 {
+    *id = _PyTraceMalloc_UNKNOWN;
     if (tstate == NULL || tstate->current_frame == NULL) {
-        *id = _PyTraceback_UNKNOWN;
         return 0;
     }
-    // Is it complete?  It is, if it is known.
-    _PyInterpreterFrame *frame = tstate->current_frame;
-    const activation *known = find_activation(capture, frame);
-    if (known != NULL && known->instr == frame->instr_ptr) {
-        *id = known->traceback;
-        assert(is_exact(&(walk){capture, intern, max_nframe}, frame, *id));
+    thread_state *ts = &((_PyThreadStateImpl *)tstate)->tracemalloc;
+    ts->last_block = 0;
+    ts->frame = NULL;
+    if (ts->ended) {
         return 0;
     }
-    walk w = {capture, intern, max_nframe};
-    return find_anew(&w, frame, id);
+    if (ts->capture == NULL && make_capture(tstate, locked) < 0) {
+        return -1;
+    }
+    uint64_t epoch = _Py_atomic_load_uint64_relaxed(
+        &tstate->interp->tracemalloc.epoch);
+    tracemalloc_capture *capture = ts->capture;
+    if (capture->epoch != epoch) {
+        forget(capture);
+        capture->epoch = ts->epoch = epoch;
+    }
+    _PyInterpreterFrame *frame = _PyFrame_GetFirstComplete(
+        tstate->current_frame);
+    if (frame == NULL) {
+        return 0;
+    }
+    return capture_frame(tstate, frame, id);
 }

@@ -1,219 +1,477 @@
 // The process-wide counters: the sum of all traced sizes, and its peak.
 //
-// Every interpreter adds to the sum and takes from it all the time, and the
-// peak has to be the largest value that the sum ever had.  The way to do that
-// without asking for a lock each time is escrow (O'Neil, "The Escrow
-// Transactional Method", ACM TODS 11(4), 1986): the distance between the sum
-// and the peak is handed out to the interpreters' accounts as credit, and with
-// credit an account can add that much without making a new peak, whatever the
-// others do meanwhile.  What is freed becomes credit.
+// Threads change the sum all the time, and the peak has to be the largest sum
+// that ever was.  To spare them the shared counters, part of the distance from
+// the sum to the peak is handed out as credit, as in the escrow method of
+// O'Neil (ACM TODS 11(4), 1986).  Who has credit may add that much: it cannot
+// make a new peak, whatever the others do.  What is freed becomes credit.
 //
-// At any time, whoever holds the runtime's mutex may rely on this:
+//   committed == the sum of all traced sizes + all open credit
+//   committed <= peak while any credit is open
 //
-//   share     == what was added through the account and not taken from it,
-//                + its credit if it is open
-//   committed == sum of all shares
-//   committed <= peak, unless there is a sole account (see below)
+// The shared word has `committed` and the number of open credits, so that one
+// compare-and-swap checks both.  It also has a tag that each reset of the peak
+// changes, so that nothing from before a reset raises the peak after it.
 //
-// so that no use of credit makes a new peak.  What is added without the mutex
-// turns credit into something added, and leaves the shares as they are.  To
-// learn the sum itself, or to raise the peak, all accounts are closed first:
-// their credit is taken away, and whoever wants to change a closed account has
-// to come here, under the mutex.  So the sum stands still at that moment.
+// A thread without open credit changes the word itself.  If that makes a new
+// peak, nobody may have credit, since the sum would not be known: all credits
+// are closed first.  Only if the one open credit is the thread's own is that
+// not needed.  While nobody has credit the peak is the larger of `peak` and the
+// word.  So who adds need not write `peak`; who makes the word smaller, or
+// opens credit, raises it first.
 //
-// While only one account is in use it may have any credit, and raise the peak
-// without coming here: the sum changes with its credit alone, so that the
-// largest sum was where its credit was the least.  The peak is brought up to
-// date when this account is closed, before any other is opened.
-//
-// Credits are guarded by the locks of the books.  A thread that holds the
-// runtime's mutex and some books may lock other books, too: no other does
-// that, and none waits for the mutex with books locked.
-//
-// An account is opened by its next operation and so pays for its closing;
-// accounts at rest stay closed and cost nothing.
+// To close a credit, clear `open`, make sure that its owner sees it
+// (membarrier() on Linux), wait until the owner is not inside, and take what
+// is left.  A credit that was closed stays so for a while, or two threads
+// would close each other's credit all the time.  Where the system has no such
+// barrier no credit is ever opened: each operation is a compare-and-swap.
 //
 // Tools/tracemalloc/counters.pml is a model of this for the SPIN model
 // checker.
 
 #include "Python.h"
-#include "pycore_tracemalloc.h"   // _PyTraceCounters
+#include "pycore_runtime.h"       // _PyRuntime
+#include "pycore_tracemalloc.h"   // tracemalloc_counters
 
-
-// Operations of an account, no other coming in between, until it is taken for
-// the only one in use.  If it is not after all, then the next one has to lock
-// its books.
-#ifdef Py_DEBUG
-#  define SOLE_AFTER 4            // try both more often
-#else
-#  define SOLE_AFTER 100
+#ifdef __linux__
+#  include <sys/syscall.h>        // SYS_membarrier
+#  include <unistd.h>             // syscall()
+#  ifdef SYS_membarrier
+#    include <linux/membarrier.h> // MEMBARRIER_CMD_PRIVATE_EXPEDITED
+#  endif
+#endif
+#ifdef HAVE_SCHED_H
+#  include <sched.h>              // sched_yield()
 #endif
 
+#define ONE_OPEN (UINT64_C(1) << 48)
+#define ONE_TAG (UINT64_C(1) << 56)
+#define COMMITTED(word) ((word) & (ONE_OPEN - 1))
+#define NUM_OPEN(word) (((word) / ONE_OPEN) & MAX_OPEN)
+#define TAG(word) ((word) / ONE_TAG)
+#define MAX_OPEN UINT64_C(0xFF)
 
-void
-_PyTraceCounters_Init(_PyTraceCounters *counters)
+// Sizes from here on are counted apart: `word` has 48 bits, and
+// PyTraceMalloc_Track() takes any size.
+#define HUGE_SIZE (UINT64_C(1) << 32)
+
+// Operations until a closed credit is opened again.
+#define REST 1024
+
+// Credit is handed out in pieces: at most of the first size, and not less than
+// the second while others have credit.
+#define MAX_GRANT 65536
+#define MIN_GRANT 1024
+
+// How long to wait for the other processors where the barrier was refused, in
+// nanoseconds.  Their write buffers are empty long before.
+#define BLIND_WAIT 1000000
+
+#define COUNTERS (&_PyRuntime.tracemalloc.counters)
+
+
+static void
+lock(bool locked)
 {
-    *counters = (_PyTraceCounters){0};
-    llist_init(&counters->open);
+    if (!locked) {
+        PyMutex_LockFlags(&_PyRuntime.tracemalloc.mutex,
+                          _Py_LOCK_DONT_DETACH);
+    }
 }
 
 static void
-set_credit(_PyTraceAccount *account, Py_ssize_t credit)
+unlock(bool locked)
 {
-    _Py_atomic_store_ssize_relaxed(&account->credit, credit);
-    account->lowest = credit;
+    if (!locked) {
+        PyMutex_Unlock(&_PyRuntime.tracemalloc.mutex);
+    }
 }
 
-void
-_PyTraceAccount_Init(_PyTraceAccount *account, _PyTraceLock *lock)
+
+/* --- Barrier ------------------------------------------------------------ */
+
+// Announce that make_visible() will be called.  Returns whether it will work.
+static bool
+register_barrier(void)
 {
-    set_credit(account, _PyTraceAccount_CLOSED);
-    account->share = 0;
-    account->lock = lock;
+#if defined(_Py_THREAD_SANITIZER)
+    // EnterCredit() has a barrier itself.
+    return true;
+#elif defined(__linux__) && defined(SYS_membarrier) && !defined(__ANDROID__)
+    // Android may kill a process for a system call that it does not allow.
+    return syscall(SYS_membarrier,
+                   MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
+#else
+    return false;
+#endif
 }
 
-// Take the credit of an account, whose books are locked, away.
 static void
-close_account(_PyTraceCounters *counters, _PyTraceAccount *account)
+yield_processor(void)
 {
-    if (account->credit == _PyTraceAccount_CLOSED) {
+#ifdef MS_WINDOWS
+    SwitchToThread();
+#elif defined(HAVE_SCHED_H)
+    sched_yield();
+#endif
+}
+
+// Make sure that each thread either sees what this one has written, or that
+// this one sees what the other has written.
+static void
+make_visible(void)
+{
+    _Py_atomic_fence_seq_cst();
+#if !defined(_Py_THREAD_SANITIZER) && defined(__linux__) \
+    && defined(SYS_membarrier)
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0) {
         return;
     }
-    size_t credit = (size_t)account->credit;
-    size_t lowest = (size_t)account->lowest;
-    assert(lowest <= credit && credit <= account->share);
-    assert(account->share <= counters->committed);
-    if (counters->sole == account) {
-        counters->peak = Py_MAX(counters->peak, counters->committed - lowest);
-        counters->sole = NULL;
-    }
-    set_credit(account, _PyTraceAccount_CLOSED);
-    account->share -= credit;
-    counters->committed -= credit;
-    llist_remove(&account->open);
+    // Forbidden since: never open a credit again.  For those that are open,
+    // wait longer than any processor keeps a write to itself.
+    _PyRuntime.tracemalloc.has_barrier = false;
+    PyTime_t start, now;
+    (void)PyTime_PerfCounterRaw(&start);
+    do {
+        yield_processor();
+        (void)PyTime_PerfCounterRaw(&now);
+    } while (now - start < BLIND_WAIT);
+#endif
 }
 
-static void
-lock_and_close(_PyTraceCounters *counters, _PyTraceAccount *account)
+
+/* --- Credit ------------------------------------------------------------- */
+
+static uint64_t
+load_peak(void)
 {
-    // It is in the list, so its books are there.
-    _PyTraceLock_Lock(account->lock);
-    close_account(counters, account);
-    _PyTraceLock_Unlock(account->lock);
+    return COMMITTED(_Py_atomic_load_uint64(&COUNTERS->peak));
 }
 
-// Close all accounts, none of which may have its books locked.
+// This was the word, while nobody had credit to use.
 static void
-close_all(_PyTraceCounters *counters)
+raise_peak(uint64_t word)
+{
+    if (NUM_OPEN(word) > 0) {
+        return;
+    }
+    uint64_t peak = _Py_atomic_load_uint64(&COUNTERS->peak);
+    uint64_t wanted = TAG(word) * ONE_TAG + COMMITTED(word);
+    // With another tag the peak was reset since.
+    while (TAG(peak) == TAG(word) && peak < wanted
+           && !_Py_atomic_compare_exchange_uint64(&COUNTERS->peak,
+                                                  &peak, wanted))
+    {
+    }
+}
+
+// Wait until the owner of a closed credit is not inside, and take the credit.
+static void
+take_credit(tracemalloc_credit *credit, int rest)
+{
+    while (_Py_atomic_load_int_acquire(&credit->inside)) {
+        yield_processor();
+    }
+    _Py_atomic_add_uint64(&COUNTERS->word,
+                          -(ONE_OPEN + (uint64_t)credit->available));
+    credit->available = credit->limit = 0;
+    _Py_atomic_store_int_relaxed(&credit->rest, rest);
+    llist_remove(&credit->node);
+}
+
+// With the runtime's mutex held.  The calling thread is not inside.
+static void
+close_credits(int rest)
 {
     struct llist_node *node;
-    llist_for_each_safe(node, &counters->open) {
-        lock_and_close(counters, llist_data(node, _PyTraceAccount, open));
+    if (llist_empty(&COUNTERS->open)) {
+        return;
     }
-    // Now committed is the sum.
+    llist_for_each(node, &COUNTERS->open) {
+        tracemalloc_credit *credit = llist_data(node, tracemalloc_credit,
+                                                node);
+        _Py_atomic_store_int(&credit->open, 0);
+    }
+    // Pairs with the compiler fence in EnterCredit().
+    make_visible();
+    llist_for_each_safe(node, &COUNTERS->open) {
+        take_credit(llist_data(node, tracemalloc_credit, node), rest);
+    }
 }
 
-// The sum is about to be changed, but for the credit of the sole account, on
-// behalf of this one.
+void
+_PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own)
+{
+    if (_Py_atomic_load_int_relaxed(&credit->open)) {
+        _Py_atomic_store_int(&credit->open, 0);
+        if (!own) {
+            make_visible();
+        }
+        take_credit(credit, own ? 0 : REST);
+    }
+}
+
+// Without credit.
 static void
-end_sole(_PyTraceCounters *counters, _PyTraceAccount *account)
+remove_from_word(size_t size)
 {
-    if (counters->sole != NULL && counters->sole != account) {
-        lock_and_close(counters, counters->sole);
-    }
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    do {
+        raise_peak(word);
+    } while (!_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
+                                                 word - size));
 }
 
-// An account is about to be used.
+
+/* --- Huge sizes --------------------------------------------------------- */
+
+// While there are any, nobody has credit and each change is made with the
+// mutex held: the counters need not be fast then.
+
+static bool
+has_huge(void)
+{
+    return _Py_atomic_load_uint64_relaxed(&COUNTERS->huge_units) > 0;
+}
+
+static uint64_t
+total(void)
+{
+    uint64_t rest = COMMITTED(_Py_atomic_load_uint64(&COUNTERS->word))
+                    + COUNTERS->huge_rest;
+    uint64_t units = COUNTERS->huge_units;
+    uint64_t max_units = (uint64_t)PY_SSIZE_T_MAX / HUGE_SIZE;
+    if (units + rest / HUGE_SIZE > max_units) {
+        return (uint64_t)PY_SSIZE_T_MAX;
+    }
+    return Py_MIN(units * HUGE_SIZE + rest, (uint64_t)PY_SSIZE_T_MAX);
+}
+
 static void
-begin_use(_PyTraceCounters *counters, _PyTraceAccount *account)
+count_among_huge(size_t size, bool add, bool locked)
 {
-    end_sole(counters, account);
-    if (counters->last == account) {
-        counters->run++;
-    }
-    else {
-        counters->last = account;
-        counters->run = 0;
-    }
-}
-
-// `credit` is in the account's share already.
-static void
-open_account(_PyTraceCounters *counters, _PyTraceAccount *account,
-             size_t credit)
-{
-    assert(counters->sole == account
-           || counters->committed <= counters->peak);
-    llist_insert_tail(&counters->open, &account->open);
-    set_credit(account, (Py_ssize_t)credit);
-}
-
-int
-_PyTraceCounters_Add(_PyTraceCounters *counters, _PyTraceAccount *account,
-                     size_t size)
-{
-    begin_use(counters, account);
-    close_account(counters, account);
-    if (counters->peak - counters->committed < size) {
-        close_all(counters);
-        if (size > (size_t)PY_SSIZE_T_MAX - counters->committed) {
-            return -1;
+    uint64_t units = size / HUGE_SIZE;
+    uint64_t rest = units > 0 ? size % HUGE_SIZE : 0;
+    lock(locked);
+    close_credits(0);
+    if (units == 0) {
+        if (add) {
+            _Py_atomic_add_uint64(&COUNTERS->word, size);
+        }
+        else {
+            remove_from_word(size);
         }
     }
-    counters->committed += size;
-    if (counters->peak < counters->committed) {
-        counters->peak = counters->committed;
+    COUNTERS->huge_rest += add ? rest : -rest;
+    _Py_atomic_add_uint64(&COUNTERS->huge_units, add ? units : -units);
+    if (has_huge()) {
+        COUNTERS->huge_peak = Py_MAX(COUNTERS->huge_peak, total());
     }
-    size_t credit;
-    if (counters->run >= SOLE_AFTER && llist_empty(&counters->open)) {
-        counters->sole = account;
-        credit = (size_t)PY_SSIZE_T_MAX - counters->committed;
+    unlock(locked);
+}
+
+
+/* --- Opening credit ----------------------------------------------------- */
+
+// Does nothing if another thread has the mutex.
+static void
+open_credit(tracemalloc_credit *credit, bool locked)
+{
+    _Py_atomic_store_int_relaxed(&credit->rest, REST);
+    if (!locked
+        && _PyMutex_LockTimed(&_PyRuntime.tracemalloc.mutex, 0,
+                              _Py_LOCK_DONT_DETACH) != PY_LOCK_ACQUIRED)
+    {
+        return;
+    }
+    assert(!_Py_atomic_load_int_relaxed(&credit->open));
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    while (_PyRuntime.tracemalloc.has_barrier && !has_huge()
+           && NUM_OPEN(word) < MAX_OPEN)
+    {
+        raise_peak(word);
+        uint64_t peak = load_peak();
+        uint64_t grant = peak > COMMITTED(word)
+                         ? (peak - COMMITTED(word)) / 4 : 0;
+        grant = Py_MIN(grant, MAX_GRANT);
+        if (NUM_OPEN(word) > 0 && grant < MIN_GRANT) {
+            break;
+        }
+        if (_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
+                                               word + ONE_OPEN + grant))
+        {
+            credit->available = (Py_ssize_t)grant;
+            credit->limit = Py_MAX(4 * (Py_ssize_t)grant, MIN_GRANT);
+            llist_insert_tail(&COUNTERS->open, &credit->node);
+            _Py_atomic_store_int_release(&credit->open, 1);
+            break;
+        }
+    }
+    unlock(locked);
+}
+
+// After an operation without credit: is it time to open it?
+static void
+end_rest(tracemalloc_credit *credit, bool locked)
+{
+    if (credit == NULL || _Py_atomic_load_int_relaxed(&credit->open)) {
+        return;
+    }
+    int rest = _Py_atomic_load_int_relaxed(&credit->rest);
+    if (rest > 0) {
+        _Py_atomic_store_int_relaxed(&credit->rest, rest - 1);
     }
     else {
-        // Half of what is left: the others will want some, too, and who wants
-        // more comes again a logarithmic number of times.
-        credit = (counters->peak - counters->committed) / 2;
-    }
-    counters->committed += credit;
-    account->share += size + credit;
-    open_account(counters, account, credit);
-    return 0;
-}
-
-void
-_PyTraceCounters_Remove(_PyTraceCounters *counters, _PyTraceAccount *account,
-                        size_t size)
-{
-    begin_use(counters, account);
-    if (!_PyTraceAccount_TryRemove(account, size)) {
-        // What was added becomes credit, so the share stays.
-        assert(size <= account->share);
-        open_account(counters, account, size);
+        open_credit(credit, locked);
     }
 }
 
-void
-_PyTraceCounters_RemoveAccount(_PyTraceCounters *counters,
-                               _PyTraceAccount *account)
+// Add with open credit, of which there is too little, but more may be had.
+// The owner is inside.  Returns false if others have to be asked.
+static bool
+refill_credit(tracemalloc_credit *credit, size_t size)
 {
-    end_sole(counters, account);
-    close_account(counters, account);
-    assert(account->share <= counters->committed);
-    counters->committed -= account->share;
-    account->share = 0;
-    counters->last = NULL;
+    uint64_t need = size - (size_t)credit->available;
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    for (;;) {
+        uint64_t peak = load_peak();
+        uint64_t room = peak > COMMITTED(word) ? peak - COMMITTED(word) : 0;
+        uint64_t grant = need;
+        if (need <= room) {
+            grant += Py_MIN((room - need) / 4, MAX_GRANT);
+        }
+        else if (NUM_OPEN(word) != 1) {
+            return false;
+        }
+        if (_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
+                                               word + grant))
+        {
+            // Without any credit left the sum is known.
+            if (need > room) {
+                raise_peak(word + grant - ONE_OPEN);
+            }
+            credit->available = (Py_ssize_t)(grant - need);
+            credit->limit = Py_MAX(credit->limit, 4 * credit->available);
+            return true;
+        }
+    }
 }
 
-size_t
-_PyTraceCounters_Sum(_PyTraceCounters *counters)
+
+/* --- Add and remove ----------------------------------------------------- */
+
+void
+_PyTraceMalloc_CountAddSlow(tracemalloc_credit *credit, size_t size,
+                            bool locked)
 {
-    close_all(counters);
-    return counters->committed;
+    if (size >= HUGE_SIZE || has_huge()) {
+        count_among_huge(size, true, locked);
+        return;
+    }
+    if (credit != NULL && _PyTraceMalloc_EnterCredit(credit)) {
+        bool done = refill_credit(credit, size);
+        _PyTraceMalloc_LeaveCredit(credit);
+        if (done) {
+            return;
+        }
+    }
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    for (;;) {
+        if (NUM_OPEN(word) > 0
+            && COMMITTED(word) + size > load_peak())
+        {
+            lock(locked);
+            close_credits(REST);
+            unlock(locked);
+            word = _Py_atomic_load_uint64(&COUNTERS->word);
+        }
+        else if (_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
+                                                    word + size))
+        {
+            break;
+        }
+    }
+    end_rest(credit, locked);
 }
 
 void
-_PyTraceCounters_ResetPeak(_PyTraceCounters *counters)
+_PyTraceMalloc_CountRemoveSlow(tracemalloc_credit *credit, size_t size,
+                               bool locked)
 {
-    close_all(counters);
-    counters->peak = counters->committed;
+    if (size >= HUGE_SIZE || has_huge()) {
+        count_among_huge(size, false, locked);
+        return;
+    }
+    if (credit != NULL && _PyTraceMalloc_EnterCredit(credit)) {
+        // There is more credit than others could do without; a thread that is
+        // alone may have any.
+        uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+        credit->available += (Py_ssize_t)size;
+        credit->limit = (Py_ssize_t)(
+            NUM_OPEN(word) == 1 ? Py_MIN(HUGE_SIZE - 1, PY_SSIZE_T_MAX)
+            : 4 * MAX_GRANT);
+        Py_ssize_t extra = credit->available - credit->limit / 2;
+        if (extra > 0) {
+            _Py_atomic_add_uint64(&COUNTERS->word, -(uint64_t)extra);
+            credit->available -= extra;
+        }
+        _PyTraceMalloc_LeaveCredit(credit);
+        return;
+    }
+    remove_from_word(size);
+    end_rest(credit, locked);
+}
+
+
+/* --- The whole ---------------------------------------------------------- */
+
+// For the first interpreter that traces.  What is left in the sum belongs to
+// blocks that are just being reallocated.
+void
+_PyTraceMalloc_CountersInit(tracemalloc_counters *counters)
+{
+    if (counters->open.next == NULL) {
+        llist_init(&counters->open);
+    }
+    _PyRuntime.tracemalloc.has_barrier = register_barrier();
+    _PyTraceMalloc_ResetCounterPeak();
+}
+
+void
+_PyTraceMalloc_CountersGet(size_t *sum, size_t *peak)
+{
+    close_credits(0);
+    *sum = (size_t)total();
+    uint64_t highest = Py_MAX(load_peak(), COUNTERS->huge_peak);
+    *peak = Py_MAX((size_t)highest, *sum);
+}
+
+void
+_PyTraceMalloc_ResetCounterPeak(void)
+{
+    close_credits(0);
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    do {
+        _Py_atomic_store_uint64(&COUNTERS->peak, word + ONE_TAG);
+        // From here on the new peak is raised, by none from before.
+    } while (!_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
+                                                 word + ONE_TAG));
+    COUNTERS->huge_peak = has_huge() ? total() : 0;
+}
+
+// The threads that had credit are gone, but for this one, whose credit is the
+// only one to be used again.
+void
+_PyTraceMalloc_CountersAfterFork(void)
+{
+    struct llist_node *node;
+    llist_for_each_safe(node, &COUNTERS->open) {
+        tracemalloc_credit *credit = llist_data(node, tracemalloc_credit,
+                                                node);
+        llist_remove(node);
+        *credit = (tracemalloc_credit){0};
+    }
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    _Py_atomic_store_uint64(&COUNTERS->word, TAG(word) * ONE_TAG);
+    COUNTERS->huge_units = COUNTERS->huge_rest = 0;
 }

@@ -1,24 +1,27 @@
 // Filenames and tracebacks, each kept once and named by a small id.  A plain
 // container: the caller locks.
 //
-// Everything stands in a few growing arrays, so that a query can copy it in
-// one go while the lock is held and make Python objects of it afterwards.
+// Everything is in a few growing arrays, so that a query can copy it in one go
+// while the lock is held, and make Python objects of the copy afterwards.
 
 #include "Python.h"
-#include "pycore_tracemalloc_containers.h"  // _PyTraceIntern
+#include "pycore_pyhash.h"        // _Py_HashBytes()
+#include "pycore_tracemalloc_data.h"  // tracemalloc_intern
 
 #define MIN_ITEMS 64
 
-// Multiplier of the MMIX linear congruential generator (Knuth), used to mix
-// hashes: odd, and without visible pattern in its bits.
+// Multiplier of the MMIX linear congruential generator (Knuth): odd, and
+// without a visible pattern in its bits.
 #define HASH_MULTIPLIER UINT64_C(6364136223846793005)
+
+#define FIRST_TRACEBACK (_PyTraceMalloc_UNKNOWN + 1)
 
 
 /* --- Arrays ------------------------------------------------------------- */
 
 // Make room for `extra` more items behind the first `length` ones.
 static int
-array_reserve(const PyMemAllocatorEx *allocator, _PyTraceArray *array,
+array_reserve(const PyMemAllocatorEx *allocator, tracemalloc_array *array,
               size_t length, size_t extra, size_t item_size)
 {
     // `length` may exceed the capacity, since text is aligned.
@@ -30,7 +33,6 @@ array_reserve(const PyMemAllocatorEx *allocator, _PyTraceArray *array,
     }
     size_t capacity = Py_MAX(array->capacity, MIN_ITEMS);
     while (capacity < length + extra) {
-        // By a half: doubling would leave up to 50 % unused.
         capacity += capacity / 2;
     }
     if (capacity > (size_t)PY_SSIZE_T_MAX / item_size) {
@@ -47,20 +49,20 @@ array_reserve(const PyMemAllocatorEx *allocator, _PyTraceArray *array,
 }
 
 static void
-array_free(const PyMemAllocatorEx *allocator, _PyTraceArray *array)
+array_free(const PyMemAllocatorEx *allocator, tracemalloc_array *array)
 {
     if (array->items != NULL) {
         allocator->free(allocator->ctx, array->items);
     }
-    *array = (_PyTraceArray){0};
+    *array = (tracemalloc_array){0};
 }
 
 static int
-array_copy(const PyMemAllocatorEx *allocator, const _PyTraceArray *array,
-           _PyTraceArray *copy, size_t item_size)
+array_copy(const PyMemAllocatorEx *allocator, const tracemalloc_array *array,
+           tracemalloc_array *copy, size_t item_size)
 {
     size_t size = array->length * item_size;
-    *copy = (_PyTraceArray){0};
+    *copy = (tracemalloc_array){0};
     if (size == 0) {
         return 0;
     }
@@ -76,28 +78,22 @@ array_copy(const PyMemAllocatorEx *allocator, const _PyTraceArray *array,
 
 /* --- Hash index --------------------------------------------------------- */
 
-// Walk the slots that may hold an item with this hash; a free one ends it.
-#define INDEX_PROBE(INDEX, HASH, I) \
-    for (size_t I = (size_t)(HASH) & (INDEX)->mask; ; \
-         I = (I + 1) & (INDEX)->mask)
-
-typedef uint64_t (*hash_of_id)(const _PyTraceIntern *intern, uint32_t id);
+typedef uint64_t (*hash_of_id)(const tracemalloc_intern *intern, uint32_t id);
 
 // Put an id, which is not in the index, where there is room for it.
 static void
-index_put(_PyTraceIndex *index, uint64_t hash, uint32_t id)
+index_put(tracemalloc_index *index, uint64_t hash, uint32_t id)
 {
-    INDEX_PROBE(index, hash, i) {
-        if (index->slots[i] == 0) {
-            index->slots[i] = id;
-            return;
-        }
+    size_t i = (size_t)hash & index->mask;
+    while (index->slots[i] != 0) {
+        i = (i + 1) & index->mask;
     }
+    index->slots[i] = id;
 }
 
 // Make room for one more id.
 static int
-index_reserve(const _PyTraceIntern *intern, _PyTraceIndex *index,
+index_reserve(const tracemalloc_intern *intern, tracemalloc_index *index,
               hash_of_id hash_of)
 {
     if (index->slots != NULL && index->used < (index->mask + 1) / 2) {
@@ -110,8 +106,7 @@ index_reserve(const _PyTraceIntern *intern, _PyTraceIndex *index,
     if (slots == NULL) {
         return -1;
     }
-
-    _PyTraceIndex old = *index;
+    tracemalloc_index old = *index;
     index->slots = slots;
     index->mask = nslots - 1;
     for (size_t i = 0; old.slots != NULL && i <= old.mask; i++) {
@@ -127,16 +122,16 @@ index_reserve(const _PyTraceIntern *intern, _PyTraceIndex *index,
 }
 
 static void
-index_free(const PyMemAllocatorEx *allocator, _PyTraceIndex *index)
+index_free(const PyMemAllocatorEx *allocator, tracemalloc_index *index)
 {
     if (index->slots != NULL) {
         allocator->free(allocator->ctx, index->slots);
     }
-    *index = (_PyTraceIndex){0};
+    *index = (tracemalloc_index){0};
 }
 
 static size_t
-index_memory(const _PyTraceIndex *index)
+index_memory(const tracemalloc_index *index)
 {
     return index->slots == NULL ? 0 : (index->mask + 1) * sizeof(uint32_t);
 }
@@ -144,29 +139,29 @@ index_memory(const _PyTraceIndex *index)
 
 /* --- Filenames ---------------------------------------------------------- */
 
-static inline _PyTraceFilename *
-filename_item(const _PyTraceIntern *intern, uint32_t id)
+static inline tracemalloc_filename *
+filename_item(const tracemalloc_intern *intern, uint32_t id)
 {
     assert(1 <= id && id <= intern->filenames.length);
-    return (_PyTraceFilename *)intern->filenames.items + (id - 1);
+    return (tracemalloc_filename *)intern->filenames.items + (id - 1);
 }
 
 static uint64_t
-filename_hash(const _PyTraceIntern *intern, uint32_t id)
+filename_hash(const tracemalloc_intern *intern, uint32_t id)
 {
     return (uint64_t)filename_item(intern, id)->hash;
 }
 
 static inline const char *
-text_at(const _PyTraceIntern *intern, size_t offset)
+text_at(const tracemalloc_intern *intern, size_t offset)
 {
     // There is no array at all if all filenames are empty.
     const char *text = intern->text.items;
     return text != NULL ? text + offset : NULL;
 }
 
-static int
-add_filename(_PyTraceIntern *intern, const _PyTraceFilename *name,
+static uint32_t
+add_filename(tracemalloc_intern *intern, const tracemalloc_filename *name,
              const void *text)
 {
     const PyMemAllocatorEx *allocator = intern->allocator;
@@ -174,45 +169,46 @@ add_filename(_PyTraceIntern *intern, const _PyTraceFilename *name,
     size_t offset = _Py_SIZE_ROUND_UP(intern->text.length, 4);
     size_t size = name->length * (size_t)name->kind;
     if (intern->filenames.length >= UINT32_MAX - 1
+        || index_reserve(intern, &intern->filename_index, filename_hash) < 0
         || array_reserve(allocator, &intern->text, offset, size, 1) < 0
         || array_reserve(allocator, &intern->filenames,
                          intern->filenames.length, 1,
-                         sizeof(_PyTraceFilename)) < 0)
+                         sizeof(tracemalloc_filename)) < 0)
     {
-        return -1;
+        return 0;
     }
     if (size > 0) {
-        // There may be no array at all for an empty filename.
         memcpy((char *)intern->text.items + offset, text, size);
         intern->text.length = offset + size;
     }
-
-    intern->filenames.length++;
-    _PyTraceFilename *item =
-        filename_item(intern, (uint32_t)intern->filenames.length);
+    uint32_t id = (uint32_t)++intern->filenames.length;
+    tracemalloc_filename *item = filename_item(intern, id);
     *item = *name;
     item->offset = size > 0 ? offset : 0;
-    return 0;
+    index_put(&intern->filename_index, name->hash, id);
+    intern->filename_index.used++;
+    return id;
 }
 
 // 0 if it is not there.
 static uint32_t
-find_filename(const _PyTraceIntern *intern, const _PyTraceFilename *name,
-              const void *text)
+find_filename(const tracemalloc_intern *intern,
+              const tracemalloc_filename *name, const void *text)
 {
-    const _PyTraceIndex *index = &intern->filename_index;
+    const tracemalloc_index *index = &intern->filename_index;
     size_t size = name->length * (size_t)name->kind;
     if (index->slots == NULL) {
         return 0;
     }
-    INDEX_PROBE(index, name->hash, i) {
+    for (size_t i = (size_t)name->hash & index->mask; ;
+         i = (i + 1) & index->mask)
+    {
         uint32_t id = index->slots[i];
         if (id == 0) {
             return 0;
         }
-        const _PyTraceFilename *item = filename_item(intern, id);
-        if (item->hash == name->hash
-            && item->kind == name->kind
+        const tracemalloc_filename *item = filename_item(intern, id);
+        if (item->hash == name->hash && item->kind == name->kind
             && item->length == name->length
             && (size == 0
                 || memcmp(text_at(intern, item->offset), text, size) == 0))
@@ -222,34 +218,49 @@ find_filename(const _PyTraceIntern *intern, const _PyTraceFilename *name,
     }
 }
 
-int
-_PyTraceIntern_Filename(_PyTraceIntern *intern, const _PyTraceFilename *name,
-                        const void *text, uint32_t *id)
+static int
+intern_text(tracemalloc_intern *intern, const tracemalloc_filename *name,
+            const void *text, uint32_t *id)
 {
     *id = find_filename(intern, name, text);
-    if (*id != 0) {
-        return 0;
+    if (*id == 0) {
+        *id = add_filename(intern, name, text);
     }
-    _PyTraceIndex *index = &intern->filename_index;
-    if (index_reserve(intern, index, filename_hash) < 0
-        || add_filename(intern, name, text) < 0)
-    {
-        return -1;
-    }
-    *id = (uint32_t)intern->filenames.length;
-    index_put(index, name->hash, *id);
-    index->used++;
-    return 0;
+    return *id != 0 ? 0 : -1;
 }
 
-const _PyTraceFilename *
-_PyTraceIntern_GetFilename(const _PyTraceIntern *intern, uint32_t id,
+int
+_PyTraceMalloc_InternFilename(tracemalloc_intern *intern, PyObject *filename,
+                              uint32_t *id)
+{
+    if (filename == NULL || !PyUnicode_Check(filename)) {
+        *id = 0;
+        return 0;
+    }
+    const void *text = PyUnicode_DATA(filename);
+    tracemalloc_filename name = {
+        .length = (size_t)PyUnicode_GET_LENGTH(filename),
+        .kind = (int)PyUnicode_KIND(filename),
+    };
+    // Mostly it has been computed before.  It is not stored here: a detached
+    // thread must not write to a shared object.
+    Py_hash_t hash = _Py_atomic_load_ssize_relaxed(
+        &((PyASCIIObject *)filename)->hash);
+    if (hash == -1) {
+        hash = _Py_HashBytes(text, (Py_ssize_t)name.length * name.kind);
+    }
+    name.hash = (Py_uhash_t)hash;
+    return intern_text(intern, &name, text, id);
+}
+
+const tracemalloc_filename *
+_PyTraceMalloc_GetFilename(const tracemalloc_intern *intern, uint32_t id,
                            const void **text)
 {
     if (id == 0) {
         return NULL;
     }
-    const _PyTraceFilename *item = filename_item(intern, id);
+    const tracemalloc_filename *item = filename_item(intern, id);
     *text = text_at(intern, item->offset);
     return item;
 }
@@ -257,29 +268,30 @@ _PyTraceIntern_GetFilename(const _PyTraceIntern *intern, uint32_t id,
 
 /* --- Tracebacks --------------------------------------------------------- */
 
-static inline _PyTraceback *
-traceback_item(const _PyTraceIntern *intern, _PyTraceback_Id id)
+static inline tracemalloc_traceback *
+traceback_item(const tracemalloc_intern *intern, uint32_t id)
 {
-    assert(id > _PyTraceback_UNKNOWN);
-    assert(id - _PyTraceback_UNKNOWN <= intern->tracebacks.length);
-    return (_PyTraceback *)intern->tracebacks.items
-           + (id - _PyTraceback_UNKNOWN - 1);
+    assert(id >= FIRST_TRACEBACK);
+    assert(id - FIRST_TRACEBACK < intern->tracebacks.length);
+    return (tracemalloc_traceback *)intern->tracebacks.items
+           + (id - FIRST_TRACEBACK);
 }
 
 static uint64_t
-traceback_hash(const _PyTraceIntern *intern, uint32_t id)
+traceback_hash(const tracemalloc_intern *intern, uint32_t id)
 {
     return traceback_item(intern, id)->hash;
 }
 
-static inline _PyTraceFrame *
-frame_at(const _PyTraceIntern *intern, size_t i)
+static inline tracemalloc_frame *
+frame_at(const tracemalloc_intern *intern, size_t i)
 {
-    return (_PyTraceFrame *)intern->frames.items + i;
+    return (tracemalloc_frame *)intern->frames.items + i;
 }
 
 static uint32_t
-hash_frames(const _PyTraceFrame *frames, size_t nframe, size_t total_nframe)
+hash_frames(const tracemalloc_frame *frames, size_t nframe,
+            size_t total_nframe)
 {
     uint64_t hash = total_nframe * HASH_MULTIPLIER;
     for (size_t i = 0; i < nframe; i++) {
@@ -292,137 +304,105 @@ hash_frames(const _PyTraceFrame *frames, size_t nframe, size_t total_nframe)
     return (uint32_t)hash;
 }
 
-void
-_PyTraceIntern_BeginTraceback(_PyTraceIntern *intern)
+// NO_TRACEBACK if it is not there.
+static uint32_t
+find_traceback(const tracemalloc_intern *intern,
+               const tracemalloc_traceback *traceback,
+               const tracemalloc_frame *frames)
 {
-    intern->pending = 0;
-}
-
-int
-_PyTraceIntern_AddFrame(_PyTraceIntern *intern, _PyTraceFrame frame)
-{
-    size_t i = intern->frames.length + intern->pending;
-    if (array_reserve(intern->allocator, &intern->frames, i, 1,
-                      sizeof(_PyTraceFrame)) < 0)
-    {
-        return -1;
-    }
-    *frame_at(intern, i) = frame;
-    intern->pending++;
-    return 0;
-}
-
-int
-_PyTraceIntern_AddFramesOf(_PyTraceIntern *intern, _PyTraceback_Id id,
-                           size_t max_nframe)
-{
-    assert(id > _PyTraceback_UNKNOWN);
-    size_t n = Py_MIN(traceback_item(intern, id)->nframe, max_nframe);
-    size_t i = intern->frames.length + intern->pending;
-    if (array_reserve(intern->allocator, &intern->frames, i, n,
-                      sizeof(_PyTraceFrame)) < 0)
-    {
-        return -1;
-    }
-    memcpy(frame_at(intern, i),
-           frame_at(intern, traceback_item(intern, id)->first),
-           n * sizeof(_PyTraceFrame));
-    intern->pending += n;
-    return 0;
-}
-
-// One that is made of the pending frames; _PyTraceback_NONE if there is none.
-static _PyTraceback_Id
-find_pending(const _PyTraceIntern *intern, const _PyTraceback *traceback)
-{
-    const _PyTraceIndex *index = &intern->traceback_index;
+    const tracemalloc_index *index = &intern->traceback_index;
     if (index->slots == NULL) {
-        return _PyTraceback_NONE;
+        return _PyTraceMalloc_NO_TRACEBACK;
     }
-    INDEX_PROBE(index, traceback->hash, i) {
-        _PyTraceback_Id id = index->slots[i];
-        if (id == _PyTraceback_NONE) {
+    for (size_t i = traceback->hash & index->mask; ;
+         i = (i + 1) & index->mask)
+    {
+        uint32_t id = index->slots[i];
+        if (id == _PyTraceMalloc_NO_TRACEBACK) {
             return id;
         }
-        const _PyTraceback *item = traceback_item(intern, id);
+        const tracemalloc_traceback *item = traceback_item(intern, id);
         if (item->hash == traceback->hash
             && item->nframe == traceback->nframe
             && item->total_nframe == traceback->total_nframe
-            && memcmp(frame_at(intern, item->first),
-                      frame_at(intern, traceback->first),
-                      item->nframe * sizeof(_PyTraceFrame)) == 0)
+            && memcmp(frame_at(intern, item->first), frames,
+                      item->nframe * sizeof(tracemalloc_frame)) == 0)
         {
             return id;
         }
     }
 }
 
-// Make the pending frames a traceback of their own.
-static int
-add_pending(_PyTraceIntern *intern, const _PyTraceback *traceback)
+static uint32_t
+add_traceback(tracemalloc_intern *intern,
+              const tracemalloc_traceback *traceback)
 {
-    if (intern->tracebacks.length >= UINT32_MAX - 2
-        || array_reserve(intern->allocator, &intern->tracebacks,
-                         intern->tracebacks.length, 1,
-                         sizeof(_PyTraceback)) < 0)
+    const PyMemAllocatorEx *allocator = intern->allocator;
+    size_t length = intern->tracebacks.length;
+    if (length + FIRST_TRACEBACK >= _PyTraceMalloc_MAX_ID
+        || index_reserve(intern, &intern->traceback_index,
+                         traceback_hash) < 0
+        || array_reserve(allocator, &intern->tracebacks, length, 1,
+                         sizeof(tracemalloc_traceback)) < 0)
     {
-        return -1;
+        return _PyTraceMalloc_NO_TRACEBACK;
     }
-    _PyTraceback *items = intern->tracebacks.items;
-    items[intern->tracebacks.length++] = *traceback;
-    intern->frames.length += intern->pending;
-    return 0;
+    intern->frames.length += traceback->nframe;
+    intern->tracebacks.length++;
+    uint32_t id = (uint32_t)length + FIRST_TRACEBACK;
+    tracemalloc_traceback *item = traceback_item(intern, id);
+    *item = *traceback;
+    index_put(&intern->traceback_index, traceback->hash, id);
+    intern->traceback_index.used++;
+    return id;
+}
+
+tracemalloc_frame *
+_PyTraceMalloc_InternNewFrames(tracemalloc_intern *intern, size_t nframe)
+{
+    size_t length = intern->frames.length;
+    if (array_reserve(intern->allocator, &intern->frames, length, nframe,
+                      sizeof(tracemalloc_frame)) < 0)
+    {
+        return NULL;
+    }
+    return frame_at(intern, length);
 }
 
 int
-_PyTraceIntern_EndTraceback(_PyTraceIntern *intern, size_t total_nframe,
-                            _PyTraceback_Id *id)
+_PyTraceMalloc_InternTraceback(tracemalloc_intern *intern, size_t nframe,
+                               size_t total_nframe, uint32_t *id)
 {
-    size_t nframe = intern->pending;
-    assert(nframe <= total_nframe && nframe <= UINT16_MAX);
-    if (nframe == 0) {
-        *id = _PyTraceback_UNKNOWN;
-        return 0;
-    }
+    assert(0 < nframe && nframe <= total_nframe && nframe <= UINT16_MAX);
     total_nframe = Py_MIN(total_nframe, UINT16_MAX);
-    _PyTraceback traceback = {
+    const tracemalloc_frame *frames = frame_at(intern, intern->frames.length);
+    tracemalloc_traceback traceback = {
         .first = intern->frames.length,
-        .hash = hash_frames(frame_at(intern, intern->frames.length),
-                            nframe, total_nframe),
+        .hash = hash_frames(frames, nframe, total_nframe),
         .nframe = (uint16_t)nframe,
         .total_nframe = (uint16_t)total_nframe,
     };
-    *id = find_pending(intern, &traceback);
-    if (*id != _PyTraceback_NONE) {
-        return 0;
+    *id = find_traceback(intern, &traceback, frames);
+    if (*id == _PyTraceMalloc_NO_TRACEBACK) {
+        *id = add_traceback(intern, &traceback);
     }
-
-    _PyTraceIndex *index = &intern->traceback_index;
-    if (index_reserve(intern, index, traceback_hash) < 0
-        || add_pending(intern, &traceback) < 0)
-    {
-        return -1;
-    }
-    *id = (uint32_t)intern->tracebacks.length + _PyTraceback_UNKNOWN;
-    index_put(index, traceback.hash, *id);
-    index->used++;
-    return 0;
+    return *id != _PyTraceMalloc_NO_TRACEBACK ? 0 : -1;
 }
 
-const _PyTraceback *
-_PyTraceIntern_GetTraceback(const _PyTraceIntern *intern, _PyTraceback_Id id,
-                            const _PyTraceFrame **frames)
+const tracemalloc_traceback *
+_PyTraceMalloc_GetFrames(const tracemalloc_intern *intern, uint32_t id,
+                         const tracemalloc_frame **frames)
 {
-    static const _PyTraceFrame unknown_frame = {0, 0};
-    static const _PyTraceback unknown = {.nframe = 1, .total_nframe = 1};
-
-    assert(id != _PyTraceback_NONE);
-    bool is_known = id != _PyTraceback_UNKNOWN;
-    const _PyTraceback *item = is_known ? traceback_item(intern, id)
-                                        : &unknown;
-    if (frames != NULL) {
-        *frames = is_known ? frame_at(intern, item->first) : &unknown_frame;
+    static const tracemalloc_frame unknown_frame = {0, 0};
+    static const tracemalloc_traceback unknown = {
+        .nframe = 1, .total_nframe = 1,
+    };
+    if (id == _PyTraceMalloc_UNKNOWN) {
+        *frames = &unknown_frame;
+        return &unknown;
     }
+    const tracemalloc_traceback *item = traceback_item(intern, id);
+    *frames = frame_at(intern, item->first);
     return item;
 }
 
@@ -430,13 +410,14 @@ _PyTraceIntern_GetTraceback(const _PyTraceIntern *intern, _PyTraceback_Id id,
 /* --- The whole ---------------------------------------------------------- */
 
 void
-_PyTraceIntern_Init(_PyTraceIntern *intern, const PyMemAllocatorEx *allocator)
+_PyTraceMalloc_InternInit(tracemalloc_intern *intern,
+                          const PyMemAllocatorEx *allocator)
 {
-    *intern = (_PyTraceIntern){.allocator = allocator};
+    *intern = (tracemalloc_intern){.allocator = allocator};
 }
 
 void
-_PyTraceIntern_Clear(_PyTraceIntern *intern)
+_PyTraceMalloc_InternFree(tracemalloc_intern *intern)
 {
     const PyMemAllocatorEx *allocator = intern->allocator;
     array_free(allocator, &intern->filenames);
@@ -445,182 +426,66 @@ _PyTraceIntern_Clear(_PyTraceIntern *intern)
     array_free(allocator, &intern->frames);
     index_free(allocator, &intern->filename_index);
     index_free(allocator, &intern->traceback_index);
-    intern->pending = 0;
 }
 
 int
-_PyTraceIntern_Copy(const _PyTraceIntern *intern, _PyTraceIntern *copy)
+_PyTraceMalloc_InternCopy(const tracemalloc_intern *intern,
+                          tracemalloc_intern *copy)
 {
     const PyMemAllocatorEx *allocator = intern->allocator;
-    _PyTraceIntern_Init(copy, allocator);
     if (array_copy(allocator, &intern->filenames, &copy->filenames,
-                   sizeof(_PyTraceFilename)) < 0
+                   sizeof(tracemalloc_filename)) < 0
         || array_copy(allocator, &intern->text, &copy->text, 1) < 0
         || array_copy(allocator, &intern->tracebacks, &copy->tracebacks,
-                      sizeof(_PyTraceback)) < 0
+                      sizeof(tracemalloc_traceback)) < 0
         || array_copy(allocator, &intern->frames, &copy->frames,
-                      sizeof(_PyTraceFrame)) < 0)
+                      sizeof(tracemalloc_frame)) < 0)
     {
-        _PyTraceIntern_Clear(copy);
+        _PyTraceMalloc_InternFree(copy);
         return -1;
     }
     return 0;
 }
 
 int
-_PyTraceIntern_CopyTraceback(const _PyTraceIntern *intern, _PyTraceback_Id id,
-                             _PyTraceIntern *copy, _PyTraceback_Id *copy_id)
+_PyTraceMalloc_InternCopyTraceback(const tracemalloc_intern *intern,
+                                   uint32_t id, tracemalloc_intern *copy,
+                                   uint32_t *copy_id)
 {
-    if (id == _PyTraceback_UNKNOWN) {
-        *copy_id = id;
+    *copy_id = id;
+    if (id == _PyTraceMalloc_UNKNOWN) {
         return 0;
     }
-    const _PyTraceFrame *frames;
-    const _PyTraceback *traceback =
-        _PyTraceIntern_GetTraceback(intern, id, &frames);
-    _PyTraceIntern_BeginTraceback(copy);
+    const tracemalloc_frame *frames;
+    const tracemalloc_traceback *traceback =
+        _PyTraceMalloc_GetFrames(intern, id, &frames);
+    tracemalloc_frame *copies = _PyTraceMalloc_InternNewFrames(
+        copy, traceback->nframe);
+    if (copies == NULL) {
+        return -1;
+    }
     for (size_t i = 0; i < traceback->nframe; i++) {
-        _PyTraceFrame frame = frames[i];
         const void *text;
-        const _PyTraceFilename *name =
-            _PyTraceIntern_GetFilename(intern, frame.filename, &text);
+        const tracemalloc_filename *name = _PyTraceMalloc_GetFilename(
+            intern, frames[i].filename, &text);
+        copies[i] = frames[i];
         if (name != NULL
-            && _PyTraceIntern_Filename(copy, name, text, &frame.filename) < 0)
+            && intern_text(copy, name, text, &copies[i].filename) < 0)
         {
             return -1;
         }
-        if (_PyTraceIntern_AddFrame(copy, frame) < 0) {
-            return -1;
-        }
     }
-    return _PyTraceIntern_EndTraceback(copy, traceback->total_nframe, copy_id);
+    return _PyTraceMalloc_InternTraceback(copy, traceback->nframe,
+                                          traceback->total_nframe, copy_id);
 }
 
 size_t
-_PyTraceIntern_Memory(const _PyTraceIntern *intern)
+_PyTraceMalloc_InternMemory(const tracemalloc_intern *intern)
 {
-    return intern->filenames.capacity * sizeof(_PyTraceFilename)
+    return intern->filenames.capacity * sizeof(tracemalloc_filename)
            + intern->text.capacity
-           + intern->tracebacks.capacity * sizeof(_PyTraceback)
-           + intern->frames.capacity * sizeof(_PyTraceFrame)
+           + intern->tracebacks.capacity * sizeof(tracemalloc_traceback)
+           + intern->frames.capacity * sizeof(tracemalloc_frame)
            + index_memory(&intern->filename_index)
            + index_memory(&intern->traceback_index);
-}
-
-
-/* --- Validity ----------------------------------------------------------- */
-
-static bool
-array_is_valid(const _PyTraceArray *array)
-{
-    return array->length <= array->capacity
-           && (array->items != NULL) == (array->capacity > 0);
-}
-
-// Are in it just the ids from `first` on, `count` of them?  That each is where
-// a probe ends is found out by looking it up.
-static bool
-index_is_valid(const _PyTraceIndex *index, uint32_t first, size_t count)
-{
-    if (index->slots == NULL) {
-        return index->mask == 0 && index->used == 0;
-    }
-    size_t used = 0;
-    for (size_t i = 0; i <= index->mask; i++) {
-        uint32_t id = index->slots[i];
-        if (id != 0) {
-            if (id < first || id - first >= count) {
-                return false;
-            }
-            used++;
-        }
-    }
-    // Room is left, or a probe might not end.
-    return used == index->used && used == count
-           && (index->mask & (index->mask + 1)) == 0
-           && used <= (index->mask + 1) / 2;
-}
-
-static bool
-filenames_are_valid(const _PyTraceIntern *intern)
-{
-    const _PyTraceIndex *index = &intern->filename_index;
-    size_t nfilename = intern->filenames.length;
-    if (!index_is_valid(index, 1, nfilename)) {
-        return false;
-    }
-    size_t end = 0;     // of the text of those before
-    for (uint32_t id = 1; id <= nfilename; id++) {
-        const _PyTraceFilename *item = filename_item(intern, id);
-        if ((item->kind != 1 && item->kind != 2 && item->kind != 4)
-            || item->offset % (size_t)item->kind != 0)
-        {
-            return false;
-        }
-        if (item->length > 0) {
-            if (item->offset < end || item->offset > intern->text.length
-                || item->length > ((intern->text.length - item->offset)
-                                   / (size_t)item->kind))
-            {
-                return false;
-            }
-            end = item->offset + item->length * (size_t)item->kind;
-        }
-        if (index->slots != NULL
-            && find_filename(intern, item,
-                             text_at(intern, item->offset)) != id)
-        {
-            return false;
-        }
-    }
-    return end == intern->text.length;
-}
-
-static bool
-frames_are_valid(const _PyTraceIntern *intern, const _PyTraceback *item)
-{
-    const _PyTraceFrame *frames = frame_at(intern, item->first);
-    for (size_t i = 0; i < item->nframe; i++) {
-        if (frames[i].filename > intern->filenames.length) {
-            return false;
-        }
-    }
-    return hash_frames(frames, item->nframe, item->total_nframe) == item->hash;
-}
-
-static bool
-tracebacks_are_valid(const _PyTraceIntern *intern)
-{
-    const uint32_t first_id = _PyTraceback_UNKNOWN + 1;
-    const _PyTraceIndex *index = &intern->traceback_index;
-    size_t ntraceback = intern->tracebacks.length;
-    if (!index_is_valid(index, first_id, ntraceback)) {
-        return false;
-    }
-    size_t end = 0;     // of the frames of those before
-    for (size_t i = 0; i < ntraceback; i++) {
-        _PyTraceback_Id id = first_id + (_PyTraceback_Id)i;
-        const _PyTraceback *item = traceback_item(intern, id);
-        if (item->first != end
-            || item->nframe == 0 || item->nframe > item->total_nframe
-            || item->nframe > intern->frames.length - end
-            || !frames_are_valid(intern, item)
-            || (index->slots != NULL && find_pending(intern, item) != id))
-        {
-            return false;
-        }
-        end += item->nframe;
-    }
-    return end == intern->frames.length;
-}
-
-bool
-_PyTraceIntern_IsValid(const _PyTraceIntern *intern)
-{
-    return array_is_valid(&intern->filenames)
-           && array_is_valid(&intern->text)
-           && array_is_valid(&intern->tracebacks)
-           && array_is_valid(&intern->frames)
-           && filenames_are_valid(intern)
-           && tracebacks_are_valid(intern);
 }

@@ -1,90 +1,85 @@
-// Traces keyed by domain and address, in an open-addressing hash table.  A
-// plain container: the caller locks.
+// Hash table of traces, keyed by domain and address.  A plain container: the
+// caller locks.
 //
-// The range of the hash is reduced by multiplication instead of a mask, so
-// that the table may have any size.  Deleting is Knuth's Algorithm 6.4R, which
-// moves later entries of a cluster back instead of leaving tombstones.
+// Resizing a table of millions of traces would stop the program for a while.
+// So there are many small tables, the *parts*, and each is resized by itself.
+// A part is open-addressing with linear probing.  A removal moves later entries
+// of the cluster back (Knuth, TAOCP 6.4, Algorithm R), so that no tombstones are
+// left.
+//
+// The high bits of the hash choose the part, the others are reduced to its
+// range by multiplication, so that a part may have any size.
 
 #include "Python.h"
-#include "pycore_tracemalloc_containers.h"  // _PyTraceTable
+#include "pycore_tracemalloc_data.h"  // tracemalloc_table
 
-#define MIN_CAPACITY 64
+#define PART_BITS _PyTraceMalloc_PART_BITS
+#define NUM_PARTS _PyTraceMalloc_NUM_PARTS
 
-// Load is at most 3/4 when the table is grown, then half of that: linear
-// probing needs 8.5 slots for a miss at 3/4, 1.8 at 3/8.
-#define CAPACITY_LIMIT(capacity) ((capacity) / 4 * 3)
+// Entries for which a part has memory at first.
+#define MIN_CAPACITY 8
 
+#define FULL(capacity) ((capacity) / 4 * 3)
 
-static inline size_t
-home_slot(const _PyTraceTable *table, unsigned int domain, uintptr_t ptr)
-{
-    // 32 bits are enough for any table that fits into memory, which is at most
-    // a few billion slots.
-    uint64_t hash = _PyTraceTable_Hash(domain, ptr);
-    return (size_t)((hash * (uint64_t)table->capacity) >> 32);
-}
+typedef tracemalloc_part part;
 
-static inline size_t
-next_slot(const _PyTraceTable *table, size_t i)
-{
-    return i + 1 < table->capacity ? i + 1 : 0;
-}
 
 static inline bool
-is_free(const _PyTrace *slot)
+is_free(const tracemalloc_trace *slot)
 {
-    return slot->traceback == _PyTraceback_NONE;
+    return slot->traceback == _PyTraceMalloc_NO_TRACEBACK;
 }
 
-
-void
-_PyTraceTable_Init(_PyTraceTable *table, const PyMemAllocatorEx *allocator)
+static inline size_t
+part_index(unsigned int domain, uintptr_t ptr)
 {
-    *table = (_PyTraceTable){.allocator = allocator};
+    return _PyTraceMalloc_HashBlock(domain, ptr) >> (32 - PART_BITS);
 }
 
-void
-_PyTraceTable_Clear(_PyTraceTable *table)
+static inline size_t
+home_slot(const part *p, unsigned int domain, uintptr_t ptr)
 {
-    const PyMemAllocatorEx *allocator = table->allocator;
-    if (table->slots != NULL) {
-        allocator->free(allocator->ctx, table->slots);
+    uint32_t hash = _PyTraceMalloc_HashBlock(domain, ptr) << PART_BITS;
+    return (size_t)(((uint64_t)hash * p->capacity) >> 32);
+}
+
+static inline size_t
+next_slot(const part *p, size_t i)
+{
+    return i + 1 < p->capacity ? i + 1 : 0;
+}
+
+// The slot that has this key, or else the free one where it belongs.
+static inline tracemalloc_trace *
+probe(const part *p, unsigned int domain, uintptr_t ptr)
+{
+    size_t i = home_slot(p, domain, ptr);
+    while (!is_free(&p->slots[i])
+           && (p->slots[i].ptr != ptr || p->slots[i].domain != domain))
+    {
+        i = next_slot(p, i);
     }
-    _PyTraceTable_Init(table, allocator);
-}
-
-// Put a trace into the first free slot from its home slot on.
-static void
-insert(_PyTraceTable *table, const _PyTrace *trace)
-{
-    size_t i = home_slot(table, trace->domain, trace->ptr);
-    while (!is_free(&table->slots[i])) {
-        i = next_slot(table, i);
-    }
-    table->slots[i] = *trace;
+    return &p->slots[i];
 }
 
 static int
-resize(_PyTraceTable *table, size_t capacity)
+resize(part *p, const PyMemAllocatorEx *allocator, size_t capacity)
 {
-    assert(table->used + table->reserved <= CAPACITY_LIMIT(capacity));
     if (capacity > UINT32_MAX) {
         return -1;
     }
-    const PyMemAllocatorEx *allocator = table->allocator;
-    _PyTrace *slots = allocator->calloc(allocator->ctx,
-                                        capacity, sizeof(_PyTrace));
+    part old = *p;
+    tracemalloc_trace *slots = allocator->calloc(
+        allocator->ctx, capacity, sizeof(tracemalloc_trace));
     if (slots == NULL) {
         return -1;
     }
-
-    _PyTraceTable old = *table;
-    table->slots = slots;
-    table->capacity = capacity;
-    table->limit = CAPACITY_LIMIT(capacity);
+    p->slots = slots;
+    p->capacity = (uint32_t)capacity;
     for (size_t i = 0; i < old.capacity; i++) {
-        if (!is_free(&old.slots[i])) {
-            insert(table, &old.slots[i]);
+        const tracemalloc_trace *trace = &old.slots[i];
+        if (!is_free(trace)) {
+            *probe(p, trace->domain, trace->ptr) = *trace;
         }
     }
     if (old.slots != NULL) {
@@ -93,146 +88,157 @@ resize(_PyTraceTable *table, size_t capacity)
     return 0;
 }
 
-int
-_PyTraceTable_Reserve(_PyTraceTable *table)
+// They differ, for the parts are not to be resized all at the same time.
+static size_t
+first_capacity(size_t i)
 {
-    if (table->used + table->reserved == table->limit) {
-        size_t capacity = Py_MAX(table->capacity * 2, MIN_CAPACITY);
-        if (resize(table, capacity) < 0) {
+    return MIN_CAPACITY + i * MIN_CAPACITY / NUM_PARTS;
+}
+
+int
+_PyTraceMalloc_TableInit(tracemalloc_table *table,
+                         const PyMemAllocatorEx *allocator)
+{
+    *table = (tracemalloc_table){.allocator = allocator};
+    for (size_t i = 0; i < NUM_PARTS; i++) {
+        if (resize(&table->parts[i], allocator, first_capacity(i)) < 0) {
+            _PyTraceMalloc_TableFree(table);
             return -1;
         }
     }
-    table->reserved++;
     return 0;
 }
 
-// Give memory back after a peak.  The table stays at most half as full as it
-// may be, so that the next few traces do not make it grow again.
-static void
-shrink(_PyTraceTable *table)
+void
+_PyTraceMalloc_TableFree(tracemalloc_table *table)
 {
-    if (table->capacity > MIN_CAPACITY
-        && table->used + table->reserved < table->limit / 8)
-    {
-        // Failing is harmless: the table is only larger than it need be.
-        (void)resize(table, Py_MAX(table->capacity / 4, MIN_CAPACITY));
+    const PyMemAllocatorEx *allocator = table->allocator;
+    for (size_t i = 0; i < NUM_PARTS; i++) {
+        if (table->parts[i].slots != NULL) {
+            allocator->free(allocator->ctx, table->parts[i].slots);
+        }
     }
+    *table = (tracemalloc_table){.allocator = allocator};
 }
 
-void
-_PyTraceTable_Unreserve(_PyTraceTable *table)
+int
+_PyTraceMalloc_TableAdd(tracemalloc_table *table,
+                        const tracemalloc_trace *trace, bool must)
 {
-    assert(table->reserved > 0);
-    table->reserved--;
-    shrink(table);
-}
-
-void
-_PyTraceTable_Put(_PyTraceTable *table, const _PyTrace *trace)
-{
-    assert(table->reserved > 0);
-    assert(trace->traceback != _PyTraceback_NONE);
-    assert(_PyTraceTable_Find(table, trace->domain, trace->ptr) == NULL);
-    table->reserved--;
+    size_t i = part_index(trace->domain, trace->ptr);
+    part *p = &table->parts[i];
+    assert(!is_free(trace));
+    if (p->used >= FULL(p->capacity)) {
+        size_t capacity = p->capacity + p->capacity / 2;
+        if (resize(p, table->allocator,
+                   Py_MAX(capacity, first_capacity(i))) < 0
+            // A probe ends at a free slot, so one has to be left.
+            && (!must || p->used + 1 >= p->capacity))
+        {
+            return -1;
+        }
+    }
+    tracemalloc_trace *slot = probe(p, trace->domain, trace->ptr);
+    assert(is_free(slot));
+    *slot = *trace;
+    p->used++;
     table->used++;
-    insert(table, trace);
+    return 0;
 }
 
-_PyTrace *
-_PyTraceTable_Find(const _PyTraceTable *table, unsigned int domain,
-                   uintptr_t ptr)
+bool
+_PyTraceMalloc_TableTryAdd(tracemalloc_table *table,
+                           const tracemalloc_trace *trace)
 {
-    if (table->used == 0) {
+    part *p = &table->parts[part_index(trace->domain, trace->ptr)];
+    if (p->used >= FULL(p->capacity)) {
+        return false;
+    }
+    tracemalloc_trace *slot = probe(p, trace->domain, trace->ptr);
+    if (!is_free(slot)) {
+        return false;
+    }
+    *slot = *trace;
+    p->used++;
+    table->used++;
+    return true;
+}
+
+tracemalloc_trace *
+_PyTraceMalloc_TableFind(const tracemalloc_table *table, unsigned int domain,
+                         uintptr_t ptr)
+{
+    const part *p = &table->parts[part_index(domain, ptr)];
+    if (p->used == 0) {
         return NULL;
     }
-    size_t i = home_slot(table, domain, ptr);
-    while (!is_free(&table->slots[i])) {
-        _PyTrace *trace = &table->slots[i];
-        if (trace->ptr == ptr && trace->domain == domain) {
-            return trace;
-        }
-        i = next_slot(table, i);
-    }
-    return NULL;
+    tracemalloc_trace *slot = probe(p, domain, ptr);
+    return is_free(slot) ? NULL : slot;
 }
 
-void
-_PyTraceTable_Remove(_PyTraceTable *table, _PyTrace *trace, bool keep_room)
+// Close the hole that a removed trace leaves.
+static void
+close_hole(part *p, size_t hole)
 {
-    assert(!is_free(trace));
-    size_t hole = (size_t)(trace - table->slots);
-    assert(hole < table->capacity);
-
-    for (size_t i = next_slot(table, hole); ; i = next_slot(table, i)) {
-        const _PyTrace *slot = &table->slots[i];
-        if (is_free(slot)) {
-            break;
-        }
-        size_t home = home_slot(table, slot->domain, slot->ptr);
-        if (_PyTraceTable_ProbePasses(home, hole, i)) {
-            table->slots[hole] = *slot;
+    size_t i = next_slot(p, hole);
+    for (; !is_free(&p->slots[i]); i = next_slot(p, i)) {
+        const tracemalloc_trace *slot = &p->slots[i];
+        size_t home = home_slot(p, slot->domain, slot->ptr);
+        // Does a probe from `home` to `i` pass the hole?
+        bool passes = (hole <= i ? home <= hole || home > i
+                       : home <= hole && home > i);
+        if (passes) {
+            p->slots[hole] = *slot;
             hole = i;
         }
     }
-    table->slots[hole].traceback = _PyTraceback_NONE;
+    p->slots[hole].traceback = _PyTraceMalloc_NO_TRACEBACK;
+}
+
+void
+_PyTraceMalloc_TableRemove(tracemalloc_table *table, tracemalloc_trace *trace)
+{
+    part *p = &table->parts[part_index(trace->domain, trace->ptr)];
+    assert(p->slots <= trace && trace < p->slots + p->capacity);
+    close_hole(p, (size_t)(trace - p->slots));
+    p->used--;
     table->used--;
-    if (keep_room) {
-        table->reserved++;
+    // Give memory back after a peak.  The part stays at most half as full as it
+    // may be.  If there is no memory it is only larger than it need be.
+    if (p->capacity > 2 * MIN_CAPACITY && p->used < p->capacity / 8) {
+        int saved_errno = errno;      // free() must not change it
+        (void)resize(p, table->allocator, p->capacity / 3);
+        errno = saved_errno;
     }
-    shrink(table);
 }
 
-void
-_PyTraceTable_ForgetReservations(_PyTraceTable *table)
+tracemalloc_trace *
+_PyTraceMalloc_TableNext(const tracemalloc_table *table,
+                         const tracemalloc_trace *trace)
 {
-    table->reserved = 0;
-}
-
-const _PyTrace *
-_PyTraceTable_Next(const _PyTraceTable *table, const _PyTrace *trace)
-{
-    if (table->used == 0) {
-        // There may be no slots at all.
-        return NULL;
-    }
-    const _PyTrace *end = table->slots + table->capacity;
-    trace = trace == NULL ? table->slots : trace + 1;
-    while (trace < end && is_free(trace)) {
-        trace++;
-    }
-    return trace < end ? trace : NULL;
-}
-
-void
-_PyTraceTable_Copy(const _PyTraceTable *table, _PyTrace *out)
-{
-    const _PyTrace *trace = NULL;
-    while ((trace = _PyTraceTable_Next(table, trace)) != NULL) {
-        *out++ = *trace;
+    size_t i = trace == NULL ? 0 : part_index(trace->domain, trace->ptr);
+    tracemalloc_trace *next = trace == NULL ? table->parts[0].slots
+                              : (tracemalloc_trace *)trace + 1;
+    for (;;) {
+        for (; next < table->parts[i].slots + table->parts[i].capacity; next++)
+        {
+            if (!is_free(next)) {
+                return next;
+            }
+        }
+        if (++i == NUM_PARTS) {
+            return NULL;
+        }
+        next = table->parts[i].slots;
     }
 }
 
 size_t
-_PyTraceTable_Memory(const _PyTraceTable *table)
+_PyTraceMalloc_TableMemory(const tracemalloc_table *table)
 {
-    return table->capacity * sizeof(_PyTrace);
-}
-
-bool
-_PyTraceTable_IsValid(const _PyTraceTable *table)
-{
-    size_t used = 0;
-    for (size_t i = 0; i < table->capacity; i++) {
-        _PyTrace *slot = &table->slots[i];
-        if (is_free(slot)) {
-            continue;
-        }
-        used++;
-        if (_PyTraceTable_Find(table, slot->domain, slot->ptr) != slot) {
-            return false;
-        }
+    size_t n = 0;
+    for (size_t i = 0; i < NUM_PARTS; i++) {
+        n += table->parts[i].capacity;
     }
-    return used == table->used
-           && used + table->reserved <= table->limit
-           && (table->limit < table->capacity || table->capacity == 0);
+    return n * sizeof(tracemalloc_trace);
 }

@@ -3,7 +3,8 @@
 #
 # The patches apply to the pristine source with plain 'git am', in a fresh
 # clone; the folders equal the result to the byte; no line added ends in white
-# space; no path of this machine is in them; the cover letter is there.
+# space; no path of this machine is in them; the cover letter is there.  Says how
+# long the files are (sizes.py).
 # EACH=1: every patch also builds and passes test_tracemalloc by itself, in
 # each of EACH_CONFIGS ("release"); EACH_OPT are the compiler's options there.
 # CPYTHON= another version, 3.13 or later: only says which patches apply to that,
@@ -121,6 +122,10 @@ for file in "$COVER" "${series[@]}"; do
 done
 [ "$bad" = 0 ] || give_up
 step_done "$(wc -l < "$tmp/owned") whole files are equal, no trailing white space"
+if command -v python3 >/dev/null 2>&1; then
+    # What a reviewer has to read; it is said, and decides nothing.
+    python3 -I -B "$ROOT/scripts/sizes.py" "$ROOT" || :
+fi
 
 if [ "$STEPS" = 4 ]; then
     step "each patch by itself"

@@ -5,9 +5,10 @@ CPython has data races of its own, and which of them show up is chance; so a
 report counts only if a file of tracemalloc's is near the top of one of the
 stacks in which it happened: at the top may be what was called, as memcpy().
 Where the memory or a thread comes from does not count, and neither do static
-types, to which each new interpreter writes (in Objects/typeobject.c) while others
-read them; not all of these have names that end in _Type.  Prints the numbers of
-those that count and of the others, and then lines 'failed: SUMMARY'.
+types: each new interpreter writes to them (in typeobject.c, structseq.c and
+exceptions.c) while others read them, and not all have names that end in _Type.
+Prints the numbers of those that count and of the others, and then lines
+'failed: SUMMARY'.
 """
 
 import pathlib
@@ -18,7 +19,7 @@ NEAR = 5            # frames
 ORIGIN = r'^  (Location|Thread|Mutex .* created)\b'
 OWN = r'[/ ][^/ ]*tracemalloc[^/ ]*\.[ch]:\d+'
 STATIC_TYPE = r"^  Location is global '\w+_Type'"
-TYPE_CODE = r'^ +#0 .*[/ ]Objects/typeobject\.c:\d+'
+TYPE_CODE = r'^ +#0 .*[/ ]Objects/(exceptions|structseq|typeobject)\.c:\d+'
 BEGIN = 'WARNING: ThreadSanitizer: '
 
 

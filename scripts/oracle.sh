@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # oracle.sh: let build/CONFIG/python compare tracemalloc with the oracle's own
-# books (Lib/test/tracemalloc_oracle.py) for MINUTES minutes, from SEED on.
+# traces (Lib/test/tracemalloc_oracle.py) for MINUTES minutes, from SEED on.
 # Exit status 1 at the first difference, or at a sanitizer's report.
 
 # shellcheck source=scripts/common.sh

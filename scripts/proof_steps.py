@@ -20,8 +20,10 @@ from proof_builds import (
 
 HERE = pathlib.Path(__file__).resolve().parent
 OWN_TESTS = ('test_tracemalloc', 'test_tracemalloc_interpreters',
-             'test_tracemalloc_concurrent', 'test_tracemalloc_oracle',
-             'test_tracemalloc_tracebacks', 'test_tracemalloc_storms')
+             'test_tracemalloc_concurrent', 'test_tracemalloc_errors',
+             'test_tracemalloc_faults', 'test_tracemalloc_others',
+             'test_tracemalloc_oracle', 'test_tracemalloc_tracebacks',
+             'test_tracemalloc_storms')
 QUICK_TESTS = ('test_tracemalloc', 'test_tracemalloc_interpreters',
                'test_tracemalloc_concurrent', 'test_tracemalloc_tracebacks')
 # CPython itself has data races when interpreters are created while others run.
@@ -29,7 +31,6 @@ NOT_LISTED = 'test_tracemalloc_concurrent'
 # Seconds of the oracle in all, and of each other storm.
 ORACLE_SECONDS = float(os.environ.get('ORACLE_SECONDS') or 3600)
 STORM_SECONDS = float(os.environ.get('STORM_SECONDS') or 15)
-FUZZ_SECONDS = int(os.environ.get('FUZZ_SECONDS') or 600)
 
 # A storm that wants more fails, rather than some other process of the machine.
 MOST_MEMORY = (os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -798,12 +799,7 @@ def storms():
 
 
 def pure_parts():
-    yield Command('fuzz', 'fuzz', ['release'],
-                  f'fuzzing of the containers, {FUZZ_SECONDS} s each',
-                  needs=('Tools/tracemalloc/fuzz/fuzz.sh',), not_run=(2,),
-                  command=('{tree}/Tools/tracemalloc/fuzz/fuzz.sh',
-                           '{root}/build/release', FUZZ_SECONDS))
-    yield Command('fuzz', 'model', [], 'models of the counters and of the lock',
+    yield Command('model', 'model', [], 'model of the counters',
                   tools=('spin',), needs=('Tools/tracemalloc/check_model.sh',),
                   command=('{tree}/Tools/tracemalloc/check_model.sh',))
 

@@ -910,24 +910,6 @@ tracemalloc_sums(PyObject *self, PyObject *ids)
     return Py_BuildValue("nn", sum + others, traced);
 }
 
-PyDoc_STRVAR(promises_doc,
-"tracemalloc_promises()\n"
-"--\n\n"
-"Return how many entries of the directory have been promised room.");
-
-static PyObject *
-tracemalloc_promises(PyObject *self, PyObject *Py_UNUSED(args))
-{
-    _PyTraceDirectory *directory = _PyRuntime.tracemalloc.directory;
-    size_t promised = 0;
-    if (directory != NULL) {
-        PyMutex_Lock(&directory->mutex);
-        promised = directory->table.reserved;
-        PyMutex_Unlock(&directory->mutex);
-    }
-    return PyLong_FromSize_t(promised);
-}
-
 PyDoc_STRVAR(records_doc,
 "tracemalloc_records()\n"
 "--\n\n"
@@ -936,10 +918,10 @@ PyDoc_STRVAR(records_doc,
 static PyObject *
 tracemalloc_records(PyObject *self, PyObject *Py_UNUSED(args))
 {
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
+    struct _tracemalloc_runtime_state *runtime = &_PyRuntime.tracemalloc;
     Py_ssize_t n = 0;
     PyMutex_Lock(&runtime->mutex);
-    for (struct _tracemalloc_allocators *record = runtime->below;
+    for (struct _tracemalloc_record *record = runtime->records;
          record != NULL; record = record->previous)
     {
         n++;
@@ -1700,121 +1682,6 @@ tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
 }
 
 
-/* --- The lock of the books ---------------------------------------------- */
-
-#define NFOREIGNERS 2
-
-/* A number that is only changed with the lock held. */
-typedef struct {
-    _PyTraceLock lock;
-    volatile size_t number;
-    int stop;                     /* atomic */
-    size_t passes[NFOREIGNERS];
-    PyThread_type_lock done[NFOREIGNERS];
-} lock_test;
-
-typedef struct {
-    lock_test *test;
-    int index;
-} lock_thread;
-
-static void
-pause_for_a_while(size_t n)
-{
-    for (volatile size_t i = 0; i < n; i++) {
-    }
-}
-
-/* Takes a while, for two threads that are inside at once to be noticed. */
-static void
-lock_change_number(lock_test *test)
-{
-    size_t number = test->number;
-    pause_for_a_while(500);
-    test->number = number + 1;
-}
-
-/* Without a thread state.  It comes seldom enough for the lock to be reserved
-   again for the other side. */
-static void
-lock_foreigner(void *arg)
-{
-    lock_thread *self = arg;
-    lock_test *test = self->test;
-    while (!_Py_atomic_load_int(&test->stop)) {
-        _PyTraceLock_LockMutex(&test->lock);
-        lock_change_number(test);
-        _PyTraceLock_UnlockMutex(&test->lock);
-        pause_for_a_while(500000 + ++test->passes[self->index] % 70000);
-    }
-    PyThread_release_lock(test->done[self->index]);
-}
-
-static int
-lock_start_foreigner(lock_thread *self)
-{
-    PyThread_type_lock done = PyThread_allocate_lock();
-    if (done == NULL) {
-        return -1;
-    }
-    PyThread_acquire_lock(done, WAIT_LOCK);
-    self->test->done[self->index] = done;
-    if (PyThread_start_new_thread(lock_foreigner, self)
-        == PYTHREAD_INVALID_THREAD_ID)
-    {
-        PyThread_free_lock(done);
-        self->test->done[self->index] = NULL;
-        return -1;
-    }
-    return 0;
-}
-
-/* No change of the number is lost, whoever makes it. */
-static PyObject *
-test_tracelock(PyObject *self, PyObject *Py_UNUSED(args))
-{
-    static lock_test test;
-    lock_thread threads[NFOREIGNERS];
-    memset(&test, 0, sizeof(test));
-    _PyTraceLock_LockMutex(&test.lock);
-    _PyTraceLock_Open(&test.lock, PyInterpreterState_Get());
-    _PyTraceLock_UnlockMutex(&test.lock);
-
-    bool failed = false;
-    for (int i = 0; i < NFOREIGNERS && !failed; i++) {
-        threads[i] = (lock_thread){&test, i};
-        failed = lock_start_foreigner(&threads[i]) < 0;
-    }
-    const size_t n = 100000;
-    for (size_t i = 0; i < n && !failed; i++) {
-        _PyTraceLock_LockOwn(&test.lock);
-        lock_change_number(&test);
-        _PyTraceLock_UnlockOwn(&test.lock);
-    }
-    _Py_atomic_store_int(&test.stop, 1);
-    size_t expected = n;
-    Py_BEGIN_ALLOW_THREADS
-    for (int i = 0; i < NFOREIGNERS; i++) {
-        if (test.done[i] != NULL) {
-            PyThread_acquire_lock(test.done[i], WAIT_LOCK);
-            PyThread_free_lock(test.done[i]);
-            expected += test.passes[i];
-        }
-    }
-    Py_END_ALLOW_THREADS
-    if (failed) {
-        PyErr_SetString(PyExc_RuntimeError, "can't start a thread");
-        return NULL;
-    }
-    if (test.number != expected) {
-        PyErr_Format(PyExc_AssertionError, "%zu changes of %zu were lost",
-                     expected - test.number, expected);
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-
 /* --- The functions ------------------------------------------------------ */
 
 static PyMethodDef test_methods[] = {
@@ -1839,8 +1706,6 @@ static PyMethodDef test_methods[] = {
      pool_stop_doc},
     {"tracemalloc_handoff", tracemalloc_handoff, METH_VARARGS, handoff_doc},
     {"tracemalloc_sums", tracemalloc_sums, METH_VARARGS, sums_doc},
-    {"tracemalloc_promises", tracemalloc_promises, METH_NOARGS,
-     promises_doc},
     {"tracemalloc_records", tracemalloc_records, METH_NOARGS, records_doc},
     {"tracemalloc_call_and_read", tracemalloc_call_and_read, METH_VARARGS,
      call_and_read_doc},
@@ -1876,7 +1741,6 @@ static PyMethodDef test_methods[] = {
      track_at_exit_doc},
     {"tracemalloc_use_credit", tracemalloc_use_credit, METH_NOARGS,
      use_credit_doc},
-    {"test_tracelock", test_tracelock, METH_NOARGS},
     {NULL},
 };
 

@@ -36,7 +36,7 @@
 #include "pycore_parking_lot.h"   // Py_PARK_OK
 #include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_semaphore.h"     // _PySemaphore
-#include "pycore_tracemalloc.h"   // _PyTraceBooks_Snapshot()
+#include "pycore_tracemalloc.h"   // _PyTraceMalloc_CopyTraces()
 
 #include <stdarg.h>               // va_list
 #include <stdlib.h>               // malloc(), free(), qsort(), abort()
@@ -143,7 +143,7 @@ typedef struct {
     enum { NO, MAYBE, YES } need;
     int version;                  // of the owner; of the baseline only
     block_t *block;               // NULL: not the oracle's
-    const _PyTrace *trace;        // found ones only
+    const tracemalloc_trace *trace;        // found ones only
 } item_t;
 
 typedef struct {
@@ -342,12 +342,12 @@ capture(void)
 
 /* A frame of a trace that was read out. */
 static void
-read_frame(const _PyTraceIntern *intern, const _PyTraceFrame *from,
+read_frame(const tracemalloc_intern *intern, const tracemalloc_frame *from,
            uint64_t inner, frame_t *frame)
 {
     const void *text;
-    const _PyTraceFilename *name =
-        _PyTraceIntern_GetFilename(intern, from->filename, &text);
+    const tracemalloc_filename *name =
+        _PyTraceMalloc_GetFilename(intern, from->filename, &text);
     if (name == NULL) {
         set_unknown_frame(frame, inner);
         // It has no line either, or else this is seen by the hash.
@@ -361,11 +361,11 @@ read_frame(const _PyTraceIntern *intern, const _PyTraceFrame *from,
 }
 
 static uint64_t
-print_of_trace(const _PyTraceIntern *intern, const _PyTrace *trace)
+print_of_trace(const tracemalloc_intern *intern, const tracemalloc_trace *trace)
 {
-    const _PyTraceFrame *frames;
-    const _PyTraceback *traceback =
-        _PyTraceIntern_GetTraceback(intern, trace->traceback, &frames);
+    const tracemalloc_frame *frames;
+    const tracemalloc_traceback *traceback =
+        _PyTraceMalloc_GetFrames(intern, trace->traceback, &frames);
     frame_t frame = {0};
     for (size_t i = 0; i < traceback->nframe; i++) {
         read_frame(intern, &frames[i], frame.print, &frame);
@@ -595,7 +595,7 @@ step_untrack(actor_t *a, block_t *b)
 static void
 step_probe(actor_t *a, block_t *b)
 {
-    _PyTraceSnapshot snapshot;
+    tracemalloc_snapshot snapshot;
     set_op(a, "probe", b->size);
     int before = version_of(a->home);
     int need = NO, limit = _Py_atomic_load_int(&a->home->limit);
@@ -622,7 +622,7 @@ step_probe(actor_t *a, block_t *b)
             }
         }
     }
-    _PyTraceSnapshot_Free(&snapshot);
+    _PyTraceMalloc_FreeSnapshot(&snapshot);
 }
 
 /* Take a block out of a slot, do something to it, and put it back. */
@@ -790,14 +790,14 @@ step_look(actor_t *a)
         fail_step(a, "larger than the peak", (long)size);
     }
     if (a->attached) {
-        _PyTraceSnapshot snapshot;
+        tracemalloc_snapshot snapshot;
         set_op(a, "snapshot", 0);
         if (_PyTraceMalloc_Snapshot(&snapshot) < 0) {
             PyErr_Clear();
             fail_step(a, "no memory", -1);
             return;
         }
-        _PyTraceSnapshot_Free(&snapshot);
+        _PyTraceMalloc_FreeSnapshot(&snapshot);
     }
 }
 
@@ -1054,25 +1054,25 @@ collect_expected(items_t *expected, bool with_baseline)
 
 /* Return the sum of the sizes. */
 static size_t
-collect_found(items_t *found, _PyTraceSnapshot *snapshots)
+collect_found(items_t *found, tracemalloc_snapshot *snapshots)
 {
     size_t sum = 0;
     for (int owner = 0; owner < MAX_INTERPS; owner++) {
         interp_t *interp = &oracle.interps[owner];
-        _PyTraceSnapshot *snapshot = &snapshots[owner];
+        tracemalloc_snapshot *snapshot = &snapshots[owner];
         if (interp->interp == NULL || !interp->tracing) {
             continue;
         }
-        if (_PyTraceBooks_Snapshot(&interp->interp->tracemalloc,
-                                   snapshot) < 0)
-        {
+        PyMutex_Lock(&_PyRuntime.tracemalloc.mutex);
+        if (_PyTraceMalloc_CopyTraces(interp->interp, snapshot) < 0) {
             abort();
         }
+        PyMutex_Unlock(&_PyRuntime.tracemalloc.mutex);
         // By traceback id, as far as they are needed.
         uint64_t *prints = alloc((snapshot->intern.tracebacks.length + 2)
                                  * sizeof(uint64_t));
         for (size_t i = 0; i < snapshot->ntraces; i++) {
-            const _PyTrace *trace = &snapshot->traces[i];
+            const tracemalloc_trace *trace = &snapshot->traces[i];
             uint64_t *print = &prints[trace->traceback];
             if (*print == 0) {
                 *print = print_of_trace(&snapshot->intern, trace);
@@ -1110,15 +1110,15 @@ append(char *text, size_t size, size_t length, const char *format, ...)
 /* The trace of an item, expected or found, with its innermost frames. */
 static void
 describe(char *text, size_t size, const item_t *item,
-         const _PyTraceSnapshot *snapshots)
+         const tracemalloc_snapshot *snapshots)
 {
     const interp_t *interp = &oracle.interps[item->owner];
     size_t n, total, len = append(text, size, 0, "%zu bytes in %s %d",
                                   item->size, interp->kind, item->owner);
-    const _PyTraceIntern *intern = &snapshots[item->owner].intern;
-    const _PyTraceFrame *found = NULL;
+    const tracemalloc_intern *intern = &snapshots[item->owner].intern;
+    const tracemalloc_frame *found = NULL;
     if (item->trace != NULL) {
-        const _PyTraceback *traceback = _PyTraceIntern_GetTraceback(
+        const tracemalloc_traceback *traceback = _PyTraceMalloc_GetFrames(
             intern, item->trace->traceback, &found);
         n = traceback->nframe;
         total = traceback->total_nframe;
@@ -1147,7 +1147,7 @@ describe(char *text, size_t size, const item_t *item,
 /* Either may be NULL. */
 static void
 fail_compare(const char *what, const item_t *expected, const item_t *found,
-             const _PyTraceSnapshot *snapshots)
+             const tracemalloc_snapshot *snapshots)
 {
     static const char * const kinds[] = {"raw", "mem", "obj", "tracked"};
     const item_t *item = expected != NULL ? expected : found;
@@ -1179,7 +1179,7 @@ settle(const item_t *expected, bool found)
 
 static void
 compare(const items_t *expected, const items_t *found, bool rebase,
-        const _PyTraceSnapshot *snapshots)
+        const tracemalloc_snapshot *snapshots)
 {
     const item_t *e = expected->items, *e_end = e + expected->length;
     const item_t *f = found->items, *f_end = f + found->length;
@@ -1221,35 +1221,12 @@ compare(const items_t *expected, const items_t *found, bool rebase,
     }
 }
 
-/* Nobody is reallocating a block now, so no room is promised to anybody. */
-static void
-check_promises(void)
-{
-    _PyTraceRuntime *runtime = &_PyRuntime.tracemalloc;
-    PyMutex_Lock(&runtime->mutex);
-    for (_PyTraceBooks *books = runtime->tracing; books != NULL;
-         books = books->next)
-    {
-        size_t promised = books->traces.reserved + books->shared.reserved;
-        if (promised != books->spare) {
-            fail("%zu traces have been promised room", promised);
-        }
-    }
-    if (runtime->directory != NULL
-        && runtime->directory->table.reserved != 0)
-    {
-        fail("%zu entries of the directory have been promised room",
-             runtime->directory->table.reserved);
-    }
-    PyMutex_Unlock(&runtime->mutex);
-}
-
 /* Compare everything.  With `rebase`, traces that are not the oracle's become
    the baseline; without it they must be in the baseline. */
 static void
 audit(bool rebase)
 {
-    _PyTraceSnapshot snapshots[MAX_INTERPS] = {0};
+    tracemalloc_snapshot snapshots[MAX_INTERPS] = {0};
     items_t expected = {0}, found = {0};
     size_t size, peak;
     if (failed()) {
@@ -1264,7 +1241,6 @@ audit(bool rebase)
     size_t sum = collect_found(&found, snapshots);
     collect_expected(&expected, !rebase);
     compare(&expected, &found, rebase, snapshots);
-    check_promises();
     _PyTraceMalloc_GetTracedMemory(&size, &peak);
     unsigned int ignored;
     if (sum != size || (peak != 0 && count_tracing(&ignored) == 0)) {
@@ -1276,7 +1252,7 @@ audit(bool rebase)
     }
     for (int i = 0; i < MAX_INTERPS; i++) {
         if (snapshots[i].traces != NULL) {
-            _PyTraceSnapshot_Free(&snapshots[i]);
+            _PyTraceMalloc_FreeSnapshot(&snapshots[i]);
         }
     }
     free(expected.items);

@@ -1,570 +1,530 @@
 /* The counters of tracemalloc: a model for SPIN (https://spinroot.com).
 
-   get_traced_memory() returns a pair that belongs to the whole process: the
-   sum of the sizes of all traces of all interpreters, and the largest that
-   this sum has been.  Both have to be exact, and still most allocations should
-   not need the mutex of the runtime.  So every interpreter has an account with
-   a credit: as many bytes as it may add on its own (P. O'Neil, "The Escrow
-   Transactional Method", 1986).  The sum and all credits together are never
-   more than the peak; therefore what is added from a credit can never make a
-   new peak.  The exception is an account that is the only one open, the sole
-   one.  It may have any credit: the largest sum was where that was the least.
+   get_traced_memory() returns the sum of the sizes of all traces, and the
+   largest that this sum has been since the peak was reset.  Both have to be
+   exact, though a thread with open credit adds as much as that on its own.
 
    What is modelled
    ----------------
-   Python/tracemalloc_counters.c, and how Python/tracemalloc_books.c uses it.
-   Guarded by the mutex of the runtime:
+   Python/tracemalloc_counters.c, and the inline functions that use credit in
+   pycore_tracemalloc.h:
 
-     committed    the sum of all traces, and of the credits of open accounts
-     peak         the largest sum so far, but for what the sole account added
-     sole         the account that may exceed the peak, or NOBODY
-     open[i]      account i is in the list of the open accounts
-     share[i]     the part of committed that is account i's
-     tracing[i]   interpreter i traces
+     committed, n    the shared word: the sum and all open credit, and the
+       and tag       number of open credits; `tag` is changed by a reset
+     peak, peak_tag  the largest sum, and the tag of the word it belongs to;
+                     also one word; behind while no credit is open and the
+                     sum only grows
+     mutex           the mutex of the runtime
+     inside[i]       thread i is using its credit
+     open[i]         it may do so
+     listed[i]       its credit is in the list of the open ones
+     available[i]    what is left of the credit
 
-   Guarded by books[i], the lock of the books of interpreter i:
+   A step (one statement, d_step or atomic) has at most one access to what
+   others write at the same time, or is one compare-and-swap.  Joined to it is
+   what the mutex guards, and the owner's read of `available` to its write.
 
-     credit[i]    or CLOSED; from and to this with the mutex held, too
-     lowest[i]    the least credit since the account was opened
+   Each thread adds and removes 1 or 2 units, with its credit or without, and
+   adds without credit while it holds the mutex (as a detached thread does).
+   Thread 0 also reads the counters, resets the peak, and closes its own
+   credit.  All threads run forever.  Only the memory is bounded, and the
+   number of resets, since a tag that came round to the same value would not be
+   noticed.
 
-   Lock order: mutex, books; and other books with the mutex only.
-
-   Each interpreter has a thread that holds its GIL: it adds, removes, frees
-   what another interpreter has traced, reads the counters, resets the peak,
-   clears, stops, ends the interpreter, makes a new one in its place, starts
-   again, and forks.  As many interpreters as SECOND says also have a thread
-   that adds and removes at the same time: detached, with the mutex; or
-   attached, as in a free-threaded build, where the world is stopped to start
-   and to stop.  All threads run forever.  Only the memory of the process is
-   bounded, and with it all numbers: so what is found to hold, holds for any
-   number of operations in any order.
-
-   A step of the model (one statement, d_step or atomic) is to lock or unlock
-   something, to read what is guarded by the books, or to write it.  What is
-   guarded by the mutex alone is joined to such a step.
+   Memory model: the owner's store of 1 to `inside` may wait in its write
+   buffer (delayed[i]) while it loads `open` and goes on: until the owner does
+   a compare-and-swap, or stores to `inside` again, or another thread's barrier
+   makes it visible.  All other stores and loads that matter have their order:
+   they are atomic with release or acquire, or guarded by `inside`.
 
    What is claimed
    ---------------
-   true_sum and true_peak are what the counters have to be.  They change where
-   the credit is written, or committed for a closed account, or the peak to
-   reset it.  In every state:
+   true_sum and true_peak are what the counters have to be.  They change at one
+   step of each operation: where `available` is written, or where the word is
+   changed by a compare-and-swap.  A reset happens where it changes the tag.
 
-     committed == true_sum + the credits of all open accounts
-     without a sole account: committed <= peak and peak == true_peak
-     with one, unless its books are locked:
-         max(peak, committed - lowest) == true_peak
-
-   Also:
-
-     the pair that is read is (true_sum, true_peak);
-     nothing is committed, and no account is open, when nothing traces;
-     the share of a closed account is the size of the traces in the books;
-     open accounts are those in the list, and no other than the sole one;
-     a closed account is opened with the mutex held;
-     nobody touches the account of an interpreter whose memory is gone: the
-     mutex is held while it stops, not while its memory is freed;
-     a child gets the right pair;
-     there is no deadlock, and (check_model.sh: "progress") no endless retry.
+     (1) While nobody is in an operation:
+             committed == true_sum + all credit
+             the larger of peak and committed == true_peak; or just peak,
+             and committed <= peak, while any credit is open
+     (2) The sum that is read is true_sum.  The peak that is read was
+         true_peak at some time while it was read, and is not below what was
+         read before.
+     (3) No credit is used or changed by its owner after it was taken.
+     (4) There is no deadlock, and (check_model.sh: "progress") no endless wait
+         or retry while no operation ends.
 
    What is left out
    ----------------
-   How books are locked: that is in lock.pml.  Here it is a mutex.
-   The books: owned[i] says how much is in them.
-   Failures to store a trace: they come before it is counted, never after.
-   realloc(): counts the difference of the sizes, as one add or one remove.
-   Blocks that clear or stop has forgotten: here they are free at once.
-   The amount of credit: here any that is possible.
-   When an account becomes the sole one: here whenever no other is open.
-   The look at the credit without a lock, to take the mutex at once: here who
-   adds may do so anyway.
+   MAX_GRANT, MIN_GRANT, `limit` and `rest`: here any credit is given out or
+   back that is possible, and is opened, or not, after any operation without.
+   Sizes from HUGE_SIZE on: they are counted under the mutex.
 
    How to run it
    -------------
-   ./check_model.sh runs everything: the correct model in several shapes, and
-   each BUG below, which has to be found.  To see how something goes wrong:
+   ./check_model.sh runs everything.  To see how a BUG below goes wrong:
 
-     spin -DINTERPRETERS=2 -DBUG=3 -a counters.pml
-     cc -O2 -DSAFETY -DBFS -o pan pan.c
-     ./pan
-     spin -DINTERPRETERS=2 -DBUG=3 -t -p -g counters.pml
+     spin -DBUG=3 -a counters.pml
+     cc -O2 -DSAFETY -DBFS -o pan pan.c && ./pan
+     spin -DBUG=3 -t -p -g counters.pml
 */
 
-#ifndef INTERPRETERS
-#define INTERPRETERS    3       /* 2 or 3 */
+#ifndef THREADS
+#define THREADS         2       /* 2 or 3 */
 #endif
 #ifndef MEMORY
 #define MEMORY          2       /* units of memory; a block has 1 or 2 */
 #endif
-#ifndef SECOND
-#define SECOND          0       /* how many have a second thread */
+#ifndef RESETS
+#define RESETS          1       /* how often the peak may be reset */
 #endif
-#ifndef ENDING
-#define ENDING          1       /* 0: no interpreter ends */
+#ifndef BY_MUTEX
+#define BY_MUTEX        1       /* adds with the mutex, without credit */
 #endif
 #ifndef BUG
 #define BUG             0
 #endif
 
-#define PEAK_WITHOUT_CLOSING    (BUG == 1)
-#define CLOSE_WITHOUT_BOOKS     (BUG == 2)
-#define RESET_WITHOUT_CLOSING   (BUG == 3)
-#define GRANT_TOO_MUCH          (BUG == 4)
-#define CLEAR_WITHOUT_CLOSING   (BUG == 5)
-#define READ_WITHOUT_CLOSING    (BUG == 6)
-#define FOREIGN_WITHOUT_MUTEX   (BUG == 7)
-#define REMOVE_WITHOUT_LOOKING  (BUG == 8)
-#define STOP_WITHOUT_CLOSING    (BUG == 9)
-#define ASKED_BEFORE_MUTEX      (BUG == 10)     /* with SECOND=1 */
-#define BOOKS_BEFORE_MUTEX      (BUG == 11)
-#define OWN_ACCOUNT_OPEN        (BUG == 12)
-#define PEAK_OUTLIVES_TRACING   (BUG == 13)
-#define START_AS_ALLOCATED      (BUG == 14)
-#define CLEAR_WITHOUT_BOOKS     (BUG == 15)     /* with SECOND=1 */
-#define END_WITHOUT_STOP        (BUG == 16)
-#define FORK_WITHOUT_BOOKS      (BUG == 17)
-#define READ_WITH_BOOKS         (BUG == 18)
-#define SOLE_AMONG_OTHERS       (BUG == 19)
-#define ADD_BESIDES_SOLE        (BUG == 20)
-#define REMOVE_BESIDES_SOLE     (BUG == 21)
-#define STOP_BESIDES_SOLE       (BUG == 22)     /* with MEMORY=3 */
-#define LOWEST_FORGOTTEN        (BUG == 23)
-#define GROWTH_FORGOTTEN        (BUG == 24)
-#define SOLE_OUTLIVES_CLOSING   (BUG == 25)
-#define FORK_FORGETS_GROWTH     (BUG == 26)
+#define NO_BARRIER              (BUG == 1)
+#define OPEN_BEFORE_INSIDE      (BUG == 2)
+#define NO_WAIT_FOR_INSIDE      (BUG == 3)
+#define OPEN_NOT_CLEARED        (BUG == 4)
+#define LEAVE_TOO_EARLY         (BUG == 5)
+#define PEAK_WITHOUT_CLOSING    (BUG == 6)
+#define REFILL_AMONG_OTHERS     (BUG == 7)
+#define REFILL_WITHOUT_PEAK     (BUG == 8)
+#define REMOVE_WITHOUT_PEAK     (BUG == 9)
+#define ADD_FORGETS_NUMBER      (BUG == 10)
+#define GRANT_TOO_MUCH          (BUG == 11)
+#define OPEN_WITHOUT_MUTEX      (BUG == 12)
+#define READ_WITHOUT_CLOSING    (BUG == 13)
+#define READ_PEAK_ALONE         (BUG == 14)
+#define RESET_WITHOUT_CLOSING   (BUG == 15)
+#define RESET_BY_STORE          (BUG == 16)
+#define TAG_NOT_IN_WORD         (BUG == 17)
+#define TAG_NOT_IN_PEAK         (BUG == 18)
+#define TAG_BEFORE_PEAK         (BUG == 19)
+#define PEAK_BY_STORE           (BUG == 20)
+#define LOCKS_WHILE_INSIDE      (BUG == 21)
+#define NUMBER_BEFORE_CREDIT    (BUG == 22)
+#define REFILL_NOT_INSIDE       (BUG == 23)
+#define OPEN_TWICE              (BUG == 24)
+#define ADD_FORGETS_TAG         (BUG == 25)
+#define OPEN_WITHOUT_PEAK       (BUG == 26)
+#define REMOVE_BY_SUBTRACTION   (BUG == 27)
 
-#define CLOSED          255
 #define NOBODY          255
-
 
 /* --- State -------------------------------------------------------------- */
 
 byte mutex = NOBODY;
-byte committed, peak;
-byte sole = NOBODY;
-bit open[INTERPRETERS];
-byte share[INTERPRETERS];
-bit tracing[INTERPRETERS];
-
-byte books[INTERPRETERS] = NOBODY;
-byte credit[INTERPRETERS];
-byte lowest[INTERPRETERS];
+byte committed, n, tag;
+byte peak, peak_tag;
+bit inside[THREADS], open[THREADS], listed[THREADS];
+byte available[THREADS];
 
 /* Not in the C code. */
+bit delayed[THREADS];           /* the store to `inside` is not visible yet */
+bit held[THREADS];              /* the word has this thread's credit */
 byte true_sum, true_peak;
+byte seen;                      /* the peak that was read last */
 byte memory = MEMORY;           /* what malloc() still has */
-byte owned[INTERPRETERS];       /* the size of all traces in the books */
-bit alive[INTERPRETERS] = 1;    /* the interpreter's own memory exists */
-bit busy[INTERPRETERS];         /* its second thread is in a hook, attached */
-bit stopping[INTERPRETERS];     /* and has to wait before the next */
+byte live;                      /* size of all blocks that may be freed */
+byte busy;                      /* number of threads in an operation */
+byte resets = RESETS;
 
-#define CREDIT(k)       (credit[k] == CLOSED -> 0 : credit[k])
-#define ALL_CREDIT_2    (CREDIT(0) + CREDIT(1))
-#define ANY_OPEN_2      (open[0] || open[1])
-#define ANY_TRACING_2   (tracing[0] || tracing[1])
-#if INTERPRETERS == 2
-#define ALL_CREDIT      ALL_CREDIT_2
-#define ANY_OPEN        ANY_OPEN_2
-#define ANY_TRACING     ANY_TRACING_2
+#if THREADS == 2
+#define ALL_CREDIT      (available[0] + available[1])
+#define ANY_LISTED      (listed[0] || listed[1])
 #else
-#define ALL_CREDIT      (ALL_CREDIT_2 + CREDIT(2))
-#define ANY_OPEN        (ANY_OPEN_2 || open[2])
-#define ANY_TRACING     (ANY_TRACING_2 || tracing[2])
+#define ALL_CREDIT      (available[0] + available[1] + available[2])
+#define ANY_LISTED      (listed[0] || listed[1] || listed[2])
 #endif
 
 #define MAX(a, b)       (a > b -> a : b)
-
-/* In each step that changes one of these: so it holds in every state. */
-#define CHECK \
-    assert(committed == true_sum + ALL_CREDIT); \
-    if \
-    :: sole == NOBODY -> \
-        assert(committed <= peak); \
-        assert(peak == true_peak); \
-    :: else -> \
-        assert(books[sole] != NOBODY \
-               || MAX(peak, committed - lowest[sole]) == true_peak); \
-    fi
-
+#define ROOM            (p > c -> p - c : 0)
 #define HAVE_MUTEX      assert(mutex == _pid)
-#define TOUCH(k)        assert(alive[k])
+#define USE             assert(held[i])         /* before it is changed */
 
-#define GROW(n) \
-    true_sum = true_sum + n; \
+#define GROW(x) \
+    true_sum = true_sum + x; \
     true_peak = MAX(true_sum, true_peak)
 
+/* A locked instruction of thread i. */
+#define DRAIN(i) \
+    inside[i] = inside[i] || delayed[i]; \
+    delayed[i] = 0
 
-/* --- Locks -------------------------------------------------------------- */
+/* Each thread has a copy of the word in c, k and t, and of the peak in p. */
+#define UNCHANGED       (committed == c && n == k && tag == t)
+#define LOAD_WORD       c = committed; k = n; t = tag
 
 inline lock_mutex()
 {
-    d_step { mutex == NOBODY -> mutex = _pid; }
+    d_step { mutex == NOBODY -> mutex = i; DRAIN(i); }
 }
 
 inline unlock_mutex()
 {
-    d_step {
-        HAVE_MUTEX;
-        mutex = NOBODY;
-        for (k : 0 .. INTERPRETERS - 1) {
-            if
-            :: tracing[k] -> assert(open[k] == (credit[k] != CLOSED));
-            :: else -> assert(!open[k]);
-            fi;
-            assert(sole == NOBODY || open[k] == (k == sole));
-        }
-        k = 0;
-        CHECK;
-    }
+    d_step { HAVE_MUTEX; mutex = NOBODY; }
 }
 
-inline lock_books(i)
+/* --- Credit ------------------------------------------------------------- */
+
+/* Sets `ok` if the credit is open. */
+inline enter()
 {
-    d_step { books[i] == NOBODY -> TOUCH(i); books[i] = _pid; }
+#if OPEN_BEFORE_INSIDE
+    ok = open[i]; inside[i] = 1;
+#else
+    if
+    :: inside[i] = 1;
+    :: delayed[i] = 1;
+    fi;
+    ok = open[i];
+#endif
+    if
+    :: ok
+    :: else -> leave();
+    fi
 }
 
-inline unlock_books(i)
+inline leave()
 {
-    d_step {
-        TOUCH(i);
-        assert(books[i] == _pid);
-        books[i] = NOBODY;
-        CHECK;
-    }
+    d_step { inside[i] = 0; delayed[i] = 0; }
 }
 
-
-/* --- Accounts ----------------------------------------------------------- */
-
-/* With its books locked. */
-inline close_account(i)
+inline raise_peak(x)
 {
-    d_step { TOUCH(i); had = credit[i]; low = lowest[i]; }
+#if PEAK_BY_STORE
+    p = peak;
+    if
+    :: p < x -> peak = x;
+    :: else
+    fi
+#else
+    /* As one step: each time round but the last has no effect. */
     d_step {
-        HAVE_MUTEX;
-        TOUCH(i);
         if
-        :: had != CLOSED ->
-            if
-            :: sole == i ->
-#if !GROWTH_FORGOTTEN
-                peak = MAX(peak, committed - low);
-#endif
-#if !SOLE_OUTLIVES_CLOSING
-                sole = NOBODY;
-#endif
-            :: else
-            fi;
-            credit[i] = CLOSED;
-            lowest[i] = CLOSED;
-            share[i] = share[i] - had;
-            committed = committed - had;
-            open[i] = 0;
+        :: (peak_tag == t || TAG_NOT_IN_PEAK) && peak < x -> peak = x;
         :: else
         fi;
-        had = 0;
-        low = 0;
-        CHECK;
+        DRAIN(i);
     }
-}
-
-inline lock_and_close(i)
-{
-#if CLOSE_WITHOUT_BOOKS
-    close_account(i);
-#else
-    lock_books(i);
-    close_account(i);
-    unlock_books(i);
 #endif
 }
 
-/* The list may have any order. */
+/* What the word was when it was loaded may be the largest sum so far. */
+inline raise_peak_to_word(forgotten)
+{
+    if
+    :: k == 0 && c > peak && !(forgotten) -> raise_peak(c);
+    :: else
+    fi
+}
+
+inline take(j)
+{
+#if !NO_WAIT_FOR_INSIDE
+    inside[j] == 0;
+#endif
+    d_step {
+        HAVE_MUTEX;
+        committed = committed - available[j];
+#if !NUMBER_BEFORE_CREDIT
+        n--;
+#endif
+        available[j] = 0;
+        held[j] = 0;
+        listed[j] = 0;
+    }
+}
+
+inline clear_open(j)
+{
+    d_step {
+        HAVE_MUTEX;
+        if
+        :: listed[j] ->
+#if !OPEN_NOT_CLEARED
+            open[j] = 0;
+#endif
+#if NUMBER_BEFORE_CREDIT
+            n--;
+#endif
+        :: else
+        fi
+    }
+}
+
+inline barrier()
+{
+#if !NO_BARRIER
+    d_step {
+        DRAIN(0);
+        DRAIN(1);
+#if THREADS >= 3
+        DRAIN(2);
+#endif
+    }
+#endif
+    skip
+}
+
+/* With the mutex held. */
 inline close_all()
 {
-    do
-    :: open[0] -> lock_and_close(0);
-    :: open[1] -> lock_and_close(1);
-#if INTERPRETERS >= 3
-    :: open[2] -> lock_and_close(2);
+    if
+    :: ANY_LISTED ->
+        clear_open(0);
+        clear_open(1);
+#if THREADS >= 3
+        clear_open(2);
 #endif
-    :: !ANY_OPEN -> break;
-    od;
-    skip        /* the loop cannot lead to a d_step */
+        barrier();
+        do
+        :: listed[0] -> take(0);
+        :: !listed[0] && listed[1] -> take(1);
+#if THREADS >= 3
+        :: !listed[0] && !listed[1] && listed[2] -> take(2);
+#endif
+        :: !ANY_LISTED -> break;
+        od
+    :: else
+    fi;
+    skip
 }
 
-/* Before account i changes. */
-inline end_sole(i)
+inline close_own()
 {
+    lock_mutex();
     if
-    :: sole == NOBODY || sole == i;
-    :: sole == 0 && i != 0 -> lock_and_close(0);
-    :: sole == 1 && i != 1 -> lock_and_close(1);
-#if INTERPRETERS >= 3
-    :: sole == 2 && i != 2 -> lock_and_close(2);
-#endif
-    fi
+    :: open[i] -> clear_open(i); take(i);
+    :: else
+    fi;
+    unlock_mutex();
 }
 
-/* Sets "done" if it could be done. */
-inline try_add(i, n)
+/* If nobody has the mutex. */
+inline open_credit()
 {
-    d_step { TOUCH(i); c = credit[i]; }
+#if !OPEN_WITHOUT_MUTEX
     if
-    :: c != CLOSED && c >= n ->
-        d_step {
-            TOUCH(i);
-            c = c - n;
-            credit[i] = c;
-            GROW(n);
-            CHECK;
-            done = 1;
-        }
-        d_step {
-            TOUCH(i);
+    :: d_step { mutex == NOBODY -> mutex = i; }
+#else
+    if
+    :: true
+#endif
+        do
+        :: d_step { LOAD_WORD; p = 0; g = 0; }
+            raise_peak_to_word(OPEN_WITHOUT_PEAK);
+            atomic {
+                p = peak;
+                do
+                :: g < ROOM + GRANT_TOO_MUCH -> g++;
+                :: break;
+                od;
+                p = 0;
+            }
             if
-            :: c < lowest[i] && !LOWEST_FORGOTTEN -> lowest[i] = c;
-            :: else
+            :: d_step { UNCHANGED ->
+                    committed = committed + g;
+                    n++;
+                    assert(!held[i]);
+                    available[i] = g;
+                    held[i] = 1;
+                }
+                d_step { listed[i] = 1; open[i] = 1; }
+                break;
+            :: d_step { !UNCHANGED; }
             fi
-        }
-    :: else
+        od;
+#if !OPEN_WITHOUT_MUTEX
+        unlock_mutex();
+    :: d_step { mutex != NOBODY; }
+#endif
     fi
 }
 
-inline try_remove(i, n)
+inline end_rest()
 {
-    d_step { TOUCH(i); c = credit[i]; }
     if
-    :: c != CLOSED ->
-        d_step {
-            TOUCH(i);
-            credit[i] = c + n;
-            true_sum = true_sum - n;
-            CHECK;
-            done = 1;
-        }
-    :: else
+    :: !open[i] || OPEN_TWICE -> open_credit();
+    :: true;
     fi
 }
 
-/* From now on the block can be freed. */
-inline put_trace(i, n)
+/* Inside.  Clears `ok` if others have to be asked. */
+inline refill()
 {
-    d_step { TOUCH(i); owned[i] = owned[i] + n; c = 0; done = 0; }
-}
-
-/* From now on the memory can be allocated. */
-inline drop_trace(n)
-{
-    d_step { memory = memory + n; c = 0; done = 0; }
-}
-
-/* Any credit: of the sole account up to all that there is, otherwise as long
-   as it makes no new peak. */
-inline open_account(i)
-{
-    atomic {
-        HAVE_MUTEX;
-        TOUCH(i);
-        if
-        :: !ANY_OPEN || SOLE_AMONG_OTHERS ->
-            sole = i;
+    do
+    :: d_step { LOAD_WORD; }
+        atomic {
+            p = peak;
+            g = s - available[i];
+            big = (g > ROOM);
             do
-            :: had < MEMORY - committed -> had++;
+            :: g < ROOM -> g++;
             :: break;
             od;
-        :: true ->
-            do
-            :: had < peak - committed -> had++;
-            :: break;
-            od;
-            had = had + GRANT_TOO_MUCH;
-        fi;
-        committed = committed + had;
-        share[i] = share[i] + had;
-        open[i] = 1;
-        credit[i] = had;
-        lowest[i] = had;
-        had = 0;
-        CHECK;
-    }
-}
-
-/* With the mutex held and the books locked. */
-inline add_with_mutex(i, n)
-{
-    try_add(i, n);
-    if
-    :: done
-    :: else ->
-#if !ADD_BESIDES_SOLE
-        end_sole(i);
-#endif
-#if !OWN_ACCOUNT_OPEN
-        close_account(i);
-#endif
+            p = 0;
+            ok = (!big || k == 1 || REFILL_AMONG_OTHERS);
+        }
         if
-        :: peak - committed < n && !PEAK_WITHOUT_CLOSING -> close_all();
+        :: !ok -> break;
         :: else
         fi;
-        d_step {
-            HAVE_MUTEX;
-            committed = committed + n;
-            share[i] = share[i] + n;
-            peak = MAX(peak, committed);
-            GROW(n);
-            CHECK;
-        }
-        open_account(i);
-    fi;
-    put_trace(i, n);
+        if
+        :: d_step { UNCHANGED ->
+                committed = committed + g;
+                GROW(s);
+                DRAIN(i);
+            }
+            if
+            :: big && !REFILL_WITHOUT_PEAK -> raise_peak(c + g);
+            :: else
+            fi;
+            d_step { USE; available[i] = available[i] + g - s; }
+            break;
+        :: d_step { !UNCHANGED; }
+        fi
+    od
 }
 
-inline remove_with_mutex(i, n)
+/* --- Operations of thread i ---------------------------------------------- */
+
+#define SAME_WORD \
+    (committed == c && (n == k || ADD_FORGETS_NUMBER) \
+     && (tag == t || (ADD_FORGETS_TAG && k > 0)))
+
+/* Without credit.  `locked`: with the mutex held. */
+inline add_to_word(locked)
 {
-#if !REMOVE_WITHOUT_LOOKING
-    /* Another thread can have opened the account. */
-    try_remove(i, n);
-#endif
-    if
-    :: done
-    :: else ->
-#if !REMOVE_BESIDES_SOLE
-        end_sole(i);
-#endif
-        d_step {
-            HAVE_MUTEX;
-            TOUCH(i);
-            open[i] = 1;
-            credit[i] = n;
-            lowest[i] = n;
-            true_sum = true_sum - n;
-            CHECK;
-        }
-    fi;
-    drop_trace(n);
+    d_step { LOAD_WORD; }
+    do
+    :: if
+        :: k > 0 && !PEAK_WITHOUT_CLOSING -> big = (c + s > peak);
+        :: else -> big = 0;
+        fi;
+        if
+        :: big ->
+            if
+            :: !locked -> lock_mutex();
+            :: else
+            fi;
+            close_all();
+            if
+            :: !locked -> unlock_mutex();
+            :: else
+            fi;
+            d_step { LOAD_WORD; }
+        :: else ->
+            if
+            :: d_step { SAME_WORD ->
+                    committed = committed + s;
+                    GROW(s);
+                }
+                break;
+            :: d_step { !SAME_WORD -> LOAD_WORD; }
+            fi
+        fi
+    od;
+    skip;
+    d_step { c = 0; k = 0; t = 0; big = 0; }
 }
 
-
-/* --- Operations of a thread of interpreter i ----------------------------- */
-
-inline allocate()
+inline remove_from_word()
 {
-    if
-    :: n = 1;
-    :: memory >= 2 -> n = 2;
-    fi;
-    memory = memory - n;
-}
-
-inline take_trace(i)
-{
-    if
-    :: n = 1;
-    :: owned[i] >= 2 -> n = 2;
-    fi;
-    owned[i] = owned[i] - n;
+    do
+    :: d_step { LOAD_WORD; }
+        raise_peak_to_word(REMOVE_WITHOUT_PEAK);
+        if
+        :: d_step { UNCHANGED || REMOVE_BY_SUBTRACTION ->
+                committed = committed - s;
+                true_sum = true_sum - s;
+            }
+            break;
+        :: d_step { !(UNCHANGED || REMOVE_BY_SUBTRACTION); }
+        fi
+    od;
+    skip;
+    d_step { c = 0; k = 0; t = 0; }
 }
 
 inline add()
 {
+    enter();
     if
-    :: lock_books(i);
-        try_add(i, n);
+    :: ok ->
         if
-        :: done ->
-            put_trace(i, n);
-        :: else ->
-            again = 1;
-#if BOOKS_BEFORE_MUTEX
-            lock_mutex();
-            unlock_mutex();
+        :: s <= available[i] ->
+#if LEAVE_TOO_EARLY
+            leave();
 #endif
+            d_step { USE; available[i] = available[i] - s; GROW(s); }
+        :: else ->
+#if LOCKS_WHILE_INSIDE
+            lock_mutex(); unlock_mutex();
+#elif REFILL_NOT_INSIDE
+            leave();
+#endif
+            refill();
         fi;
-        unlock_books(i);
-    :: again = 1;
+        leave();
+    :: else
     fi;
     if
-    :: again ->
-        again = 0;
-        lock_mutex();
-        lock_books(i);
-        add_with_mutex(i, n);
-        unlock_books(i);
-        unlock_mutex();
+    :: !ok -> add_to_word(0); end_rest();
     :: else
     fi
 }
 
+/* Any of the credit may be given back. */
 inline remove()
 {
-    lock_books(i);
-    try_remove(i, n);
+    enter();
     if
-    :: done ->
-        drop_trace(n);
-        unlock_books(i);
+    :: ok ->
+        d_step {
+            USE;
+            available[i] = available[i] + s;
+            true_sum = true_sum - s;
+        }
+        atomic {
+            do
+            :: g < available[i] -> g++;
+            :: break;
+            od
+        }
+        if
+        :: g > 0 ->
+            d_step { committed = committed - g; DRAIN(i); }
+            d_step { USE; available[i] = available[i] - g; }
+        :: else
+        fi;
+        leave();
     :: else ->
-        unlock_books(i);
-        lock_mutex();
-        lock_books(i);
-        remove_with_mutex(i, n);
-        unlock_books(i);
-        unlock_mutex();
+        remove_from_word();
+        end_rest();
     fi
 }
 
-/* The traces of interpreter j, and itself, can be gone by now. */
-inline remove_foreign(j)
-{
-#if FOREIGN_WITHOUT_MUTEX
-    if
-    :: tracing[j] -> lock_books(j); unlock_books(j);
-    :: else
-    fi;
-#endif
-    lock_mutex();
-    if
-    :: tracing[j] ->
-        lock_books(j);
-        if
-        :: atomic { owned[j] >= 1 -> take_trace(j); }
-            remove_with_mutex(j, n);
-        :: d_step { owned[j] == 0; }
-        fi;
-        unlock_books(j);
-    :: else
-    fi;
-    unlock_mutex();
-}
-
+/* With the mutex held. */
 inline read_counters()
 {
-    lock_mutex();
-#if READ_WITH_BOOKS
-    lock_books(i);
-#endif
 #if !READ_WITHOUT_CLOSING
     close_all();
 #endif
+    d_step { LOAD_WORD; assert(c == true_sum); g = true_peak; }
     d_step {
-        HAVE_MUTEX;
-        assert(committed == true_sum && peak == true_peak);
+        p = (READ_PEAK_ALONE -> peak : MAX(peak, c));
+        assert(p >= g && p <= true_peak);
+        assert(p >= seen);
+        seen = p;
     }
-#if READ_WITH_BOOKS
-    unlock_books(i);
-#endif
-    unlock_mutex();
 }
 
-inline set_peak()
-{
-    d_step {
-        HAVE_MUTEX;
-        peak = committed;
-        true_peak = true_sum;
-        CHECK;
-    }
-}
+#define RESET_NOW       true_peak = true_sum; seen = 0
 
 /* With the mutex held. */
 inline reset_peak()
@@ -572,280 +532,85 @@ inline reset_peak()
 #if !RESET_WITHOUT_CLOSING
     close_all();
 #endif
-    set_peak();
-}
-
-/* With the mutex held and the books locked. */
-inline forget()
-{
-#if !STOP_BESIDES_SOLE
-    end_sole(i);
-#endif
-#if !STOP_WITHOUT_CLOSING
-    close_account(i);
-#endif
-    d_step {
-        HAVE_MUTEX;
-        TOUCH(i);
-        assert(share[i] == owned[i]);
-        committed = committed - share[i];
-        share[i] = 0;
-        true_sum = true_sum - owned[i];
-        memory = memory + owned[i];
-        owned[i] = 0;
-        CHECK;
-    }
-}
-
-inline clear()
-{
-    lock_mutex();
-#if CLEAR_WITHOUT_BOOKS
-    forget();
+#if RESET_BY_STORE
+    d_step { LOAD_WORD; }
+    d_step { peak = c; RESET_NOW; }
 #else
-    lock_books(i);
-    forget();
-    unlock_books(i);
-#endif
-#if CLEAR_WITHOUT_CLOSING
-    set_peak();
-#else
-    reset_peak();
-#endif
-    unlock_mutex();
-}
-
-/* Until "stopping" is cleared. */
-inline stop_world()
-{
-    d_step { !busy[i] -> stopping[i] = 1; }
-}
-
-inline stop()
-{
-    stop_world();
-    lock_mutex();
-    lock_books(i);
-    forget();
-    d_step { tracing[i] = 0; }
-    unlock_books(i);
-    unlock_mutex();
-    stopping[i] = 0;
-}
-
-inline start()
-{
-    stop_world();
-    lock_mutex();
-    d_step {
-        HAVE_MUTEX;
+    do
+    :: d_step { LOAD_WORD; }
+#if TAG_BEFORE_PEAK
         if
-        :: !ANY_TRACING ->
-            assert(committed == 0 && sole == NOBODY);
-#if !PEAK_OUTLIVES_TRACING
-            peak = 0;
+        :: d_step { UNCHANGED -> tag++; RESET_NOW; }
+            d_step { peak = c; peak_tag = t + 1; }
+            break;
+#else
+        d_step { peak = c; peak_tag = t + 1; }
+        if
+        :: d_step { UNCHANGED ->
+                tag = tag + !TAG_NOT_IN_WORD;
+                peak_tag = tag;
+                RESET_NOW;
+            }
+            break;
 #endif
-            true_peak = 0;
-        :: else
-        fi;
-        CHECK;
-    }
-    lock_books(i);
-    d_step {
-        HAVE_MUTEX;
-        TOUCH(i);
-#if !START_AS_ALLOCATED
-        credit[i] = CLOSED;
-        lowest[i] = CLOSED;
+        :: d_step { !UNCHANGED; }
+        fi
+    od
 #endif
-        share[i] = 0;
-        tracing[i] = 1;
-    }
-    unlock_books(i);
-    unlock_mutex();
-    stopping[i] = 0;
 }
 
-/* No attached thread of the interpreter is left.  Its memory is freed without
-   the mutex, and a new interpreter's memory is all zero. */
-inline end_interpreter()
+inline choose(from)
 {
-#if !END_WITHOUT_STOP
+    busy++;
     if
-    :: tracing[i] -> stop();
-    :: else
+    :: s = 1;
+    :: from >= 2 -> s = 2;
     fi;
-#endif
-    stop_world();
-    d_step { alive[i] = 0; credit[i] = 0; lowest[i] = 0; stopping[i] = 0; }
+    from = from - s;
 }
 
-/* In the child nobody goes on but the thread that forks, and no traces are
-   left but those of its interpreter. */
-inline fork_process()
+inline end_operation()
 {
-    lock_mutex();
-#if !FORK_WITHOUT_BOOKS
-    for (k : 0 .. INTERPRETERS - 1) {
-        if
-        :: tracing[k] -> lock_books(k);
-        :: else
-        fi
-    }
-#endif
-    skip;       /* the loop cannot lead to a d_step */
     d_step {
-        HAVE_MUTEX;
-        had = committed - CREDIT(i);
-        for (k : 0 .. INTERPRETERS - 1) {
-            if
-            :: k != i -> had = had - share[k];
-            :: else
-            fi
-        }
-        assert(had == owned[i]);
-        had = peak;
+        busy--;
+        c = 0; k = 0; t = 0; p = 0; g = 0; s = 0; ok = 0; big = 0;
         if
-        :: sole != NOBODY && !FORK_FORGETS_GROWTH ->
-            had = MAX(peak, committed - lowest[sole]);
-        :: else
-        fi;
-        assert(had == true_peak);
-        had = 0;
-        k = 0;
-    }
-#if !FORK_WITHOUT_BOOKS
-    for (k : 0 .. INTERPRETERS - 1) {
-        if
-        :: tracing[k] -> unlock_books(k);
+        :: busy == 0 ->
+            assert(committed == true_sum + ALL_CREDIT);
+            assert(true_peak == (n == 0 -> MAX(peak, committed) : peak));
+            assert(n == 0 || committed <= peak);
         :: else
         fi
     }
-#endif
-    unlock_mutex();
 }
 
-#define MAY_FREE_OF(k)  (k != i && tracing[k] && owned[k] >= 1)
-#if INTERPRETERS == 2
-#define MAY_FREE        (MAY_FREE_OF(0) || MAY_FREE_OF(1))
-#else
-#define MAY_FREE        (MAY_FREE_OF(0) || MAY_FREE_OF(1) || MAY_FREE_OF(2))
-#endif
-
-inline choose_other()
-{
-    if
-    :: MAY_FREE_OF(0) -> j = 0;
-    :: MAY_FREE_OF(1) -> j = 1;
-#if INTERPRETERS >= 3
-    :: MAY_FREE_OF(2) -> j = 2;
-#endif
-    fi
-}
-
-active [INTERPRETERS] proctype with_gil()
+active [THREADS] proctype thread()
 {
     byte i = _pid;
-    byte j, n, c, had, low, k;
-    bit done, again;
+    byte c, k, t, p, g, s;
+    bit ok, big;
 
 end:
     do
     ::  if
-        :: atomic { alive[i] && tracing[i] && memory >= 1 -> allocate(); }
+        :: atomic { memory >= 1 -> choose(memory); }
             add();
-        :: atomic { alive[i] && tracing[i] && owned[i] >= 1 ->
-                take_trace(i); }
+            live = live + s;
+        :: atomic { live >= 1 -> choose(live); }
             remove();
-        :: atomic { alive[i] && MAY_FREE -> choose_other(); }
-            remove_foreign(j);
-        :: alive[i] && ANY_TRACING -> read_counters();
-        :: alive[i] && ANY_TRACING ->
-            lock_mutex();
-            reset_peak();
-            unlock_mutex();
-        :: alive[i] && tracing[i] -> clear();
-        :: alive[i] && tracing[i] -> stop();
-        :: alive[i] && !tracing[i] -> start();
-        :: alive[i] && tracing[i] -> fork_process();
-#if ENDING
-        :: alive[i] -> end_interpreter();
-        :: d_step { !alive[i] -> alive[i] = 1; }
+            memory = memory + s;
+#if BY_MUTEX
+        :: atomic { memory >= 1 -> choose(memory); }
+            lock_mutex(); add_to_word(1); unlock_mutex();
+            live = live + s;
 #endif
+        :: i == 0 -> busy++;
+            lock_mutex(); read_counters(); unlock_mutex();
+        :: atomic { i == 0 && resets > 0 -> resets--; busy++; }
+            lock_mutex(); reset_peak(); unlock_mutex();
+        :: i == 0 -> busy++; close_own();
         fi;
 progress:
-        d_step { j = 0; n = 0; c = 0; }
+        end_operation();
     od
 }
-
-
-/* --- Operations of a second thread of interpreter i ---------------------- */
-
-#if SECOND
-inline add_detached()
-{
-#if !ASKED_BEFORE_MUTEX
-    lock_mutex();
-#endif
-    if
-    :: tracing[i] ->
-#if ASKED_BEFORE_MUTEX
-        lock_mutex();
-#endif
-        lock_books(i);
-        add_with_mutex(i, n);
-        unlock_books(i);
-        unlock_mutex();
-    :: else ->
-        memory = memory + n;
-#if !ASKED_BEFORE_MUTEX
-        unlock_mutex();
-#endif
-    fi
-}
-
-/* The trace can be gone by now. */
-inline remove_attached()
-{
-    lock_books(i);
-    if
-    :: atomic { owned[i] >= 1 -> take_trace(i); }
-        try_remove(i, n);
-        if
-        :: done -> drop_trace(n);
-        :: else -> owned[i] = owned[i] + n; again = 1;
-        fi
-    :: d_step { owned[i] == 0; }
-    fi;
-    unlock_books(i);
-    if
-    :: again -> again = 0; remove_foreign(i);
-    :: else
-    fi
-}
-
-#define ATTACH(i) \
-    alive[i] && tracing[i] && !stopping[i] -> busy[i] = 1
-
-active [SECOND] proctype second()
-{
-    byte i = _pid - INTERPRETERS;
-    byte n, c, had, low, k;
-    bit done, again;
-
-end:
-    do
-    ::  if
-        :: atomic { memory >= 1 -> allocate(); }
-            add_detached();
-        :: owned[i] >= 1 -> remove_foreign(i);
-        :: atomic { memory >= 1 && ATTACH(i); allocate(); }
-            add();
-        :: d_step { owned[i] >= 1 && ATTACH(i); }
-            remove_attached();
-        fi;
-progress:
-        d_step { busy[i] = 0; n = 0; c = 0; }
-    od
-}
-#endif

@@ -1,0 +1,324 @@
+// What tracemalloc keeps: traces, the directory, the counters, filenames and
+// tracebacks.  Who locks what is said in pycore_tracemalloc.h.
+
+#ifndef Py_INTERNAL_TRACEMALLOC_DATA_H
+#define Py_INTERNAL_TRACEMALLOC_DATA_H
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef Py_BUILD_CORE
+#  error "this header requires Py_BUILD_CORE define"
+#endif
+
+#include "pycore_llist.h"         // struct llist_node
+#include "pycore_lock.h"          // PyMutex
+#include "pycore_pyatomic_ft_wrappers.h"  // _Py_atomic_compiler_fence()
+
+#include <stdbool.h>
+
+
+/* --- Traces ------------------------------------------------------------- */
+
+// Ids of interned tracebacks.
+#define _PyTraceMalloc_NO_TRACEBACK 0   // a slot without a trace
+#define _PyTraceMalloc_UNKNOWN 1        // the traceback "<unknown>:0"
+#define _PyTraceMalloc_MAX_ID ((UINT32_C(1) << 30) - 1)
+
+// A trace in a hash table, or a copy of one.
+typedef struct {
+    uintptr_t ptr;
+    size_t size;                  // bytes
+    unsigned int domain;
+    unsigned int traceback : 30;  // an id
+    // Is the trace in the directory, so that any thread can find it?
+    unsigned int listed : 1;
+    // Was the block given to PyTraceMalloc_Track() in domain 0?
+    unsigned int tracked : 1;
+} tracemalloc_trace;
+
+// The trace of a block in a page.  Written by the thread that owns the block.
+typedef struct {
+    uint32_t traceback;           // an id
+    uint32_t size;                // bytes
+} tracemalloc_slot;
+
+// The slots of a page.
+typedef struct _tracemalloc_page {
+    // In the owner's `pages`; guarded by the owner's mutex.
+    struct llist_node node;
+    // The interpreter that has these traces.
+    struct _tracemalloc_interp_state *owner;
+    // Where the page points to this struct.
+    struct _tracemalloc_page **link;
+    const PyMemAllocatorEx *allocator;
+    // Address of the first block.
+    uintptr_t start;
+    // 2**32 / the size of a block in units of _PyTraceMalloc_UNIT, rounded up.
+    uint32_t reciprocal;
+    uint32_t block_size;          // bytes
+    uint32_t nslots;
+    // May blocks of this page have traces in the hash table?  Atomic.
+    int tabled;
+    tracemalloc_slot slots[];
+} tracemalloc_page;
+
+// What a page points to while the traces of its blocks are in the hash table,
+// since there are too few of them to pay for an array of slots.
+#define _PyTraceMalloc_SPARSE ((tracemalloc_page *)1)
+
+#define _PyTraceMalloc_PART_BITS 5
+#define _PyTraceMalloc_NUM_PARTS (1 << _PyTraceMalloc_PART_BITS)
+
+typedef struct {
+    tracemalloc_trace *slots;
+    uint32_t capacity;
+    uint32_t used;
+} tracemalloc_part;
+
+// Hash table with (domain, address) as the key.
+typedef struct {
+    tracemalloc_part parts[_PyTraceMalloc_NUM_PARTS];
+    size_t used;                  // in all parts
+    const PyMemAllocatorEx *allocator;
+} tracemalloc_table;
+
+// Init takes some memory, so that the first traces need none; -1 if there is
+// none.  Free leaves a table without memory, which can be used all the same.
+extern int _PyTraceMalloc_TableInit(
+    tracemalloc_table *table, const PyMemAllocatorEx *allocator);
+extern void _PyTraceMalloc_TableFree(tracemalloc_table *table);
+
+// Add a trace whose key is not in the table.  -1 if there is no memory;
+// `must` uses the last free slots then.
+extern int _PyTraceMalloc_TableAdd(
+    tracemalloc_table *table, const tracemalloc_trace *trace, bool must);
+
+// The same in the simplest case: false if the key is there already, or the
+// table has to be resized first.
+extern bool _PyTraceMalloc_TableTryAdd(
+    tracemalloc_table *table, const tracemalloc_trace *trace);
+
+extern tracemalloc_trace *_PyTraceMalloc_TableFind(
+    const tracemalloc_table *table, unsigned int domain, uintptr_t ptr);
+extern void _PyTraceMalloc_TableRemove(
+    tracemalloc_table *table, tracemalloc_trace *trace);
+
+// The trace after `trace`, or the first if that is NULL; NULL at the end.
+extern tracemalloc_trace *_PyTraceMalloc_TableNext(
+    const tracemalloc_table *table, const tracemalloc_trace *trace);
+extern size_t _PyTraceMalloc_TableMemory(const tracemalloc_table *table);
+
+static inline uint32_t
+_PyTraceMalloc_HashBlock(unsigned int domain, uintptr_t ptr)
+{
+    // Fibonacci hashing (Knuth, TAOCP 6.4); the high bits are the good ones.
+    uint64_t key = ((uint64_t)ptr >> 3) + ((uint64_t)domain << 40);
+    return (uint32_t)((key * UINT64_C(0x9E3779B97F4A7C15)) >> 32);
+}
+
+
+/* --- Directory ---------------------------------------------------------- */
+
+#define _PyTraceMalloc_GROUP_BITS 12
+
+// Which interpreter has the trace of a block that any thread may free.
+// Guarded by `mutex` unless noted.
+typedef struct {
+    PyMutex mutex;
+    // The `size` of an entry is the address of the owner.
+    tracemalloc_table table;
+    // Number of entries whose blocks have this hash.  Read without the mutex:
+    // who frees a block got its address after the block was counted here.
+    uint32_t groups[1 << _PyTraceMalloc_GROUP_BITS];
+} tracemalloc_directory;
+
+
+/* --- Counters ----------------------------------------------------------- */
+
+// Credit that one thread at a time may use without a lock: a thread or, with
+// the GIL, whoever holds the GIL of an interpreter.
+typedef struct {
+    // Is the owner using the credit right now?  Atomic, written by the owner.
+    int inside;
+    // May the owner use it?  Atomic, written under the runtime's mutex.
+    int open;
+    // Bytes that may be added without asking, and from where on some are to be
+    // given back: 0 <= available <= limit.  Written by the owner while
+    // `inside`, or by others once the credit is closed and the owner is not
+    // inside.
+    Py_ssize_t available;
+    Py_ssize_t limit;
+    // Operations until a closed credit is opened again.  Atomic.
+    int rest;
+    // In `open` of the counters; guarded by the runtime's mutex.
+    struct llist_node node;
+} tracemalloc_credit;
+
+typedef struct {
+    // Bits 0-47: the sum of all traced sizes and of all credit, in bytes.
+    // Bits 48-55: number of open credits.  Bits 56-63: number of resets of the
+    // peak, modulo 256.  Atomic.
+    uint64_t word;
+    // Bits 0-47: the largest sum so far, unless that is in `word`.  Bits 56-63:
+    // as above.  Atomic.
+    uint64_t peak;
+    // Open credits.  Guarded by the runtime's mutex, like all that follows.
+    struct llist_node open;
+    // The sum of sizes that are too large for `word`: 2**32 bytes times the
+    // first, which is atomic, and the second.  The third is the largest value
+    // of all together while there were such sizes.
+    uint64_t huge_units;
+    uint64_t huge_rest;
+    uint64_t huge_peak;
+} tracemalloc_counters;
+
+// Add to the sum or take from it; `credit` may be NULL.  `locked`: is the
+// runtime's mutex held?
+extern void _PyTraceMalloc_CountAddSlow(
+    tracemalloc_credit *credit, size_t size, bool locked);
+extern void _PyTraceMalloc_CountRemoveSlow(
+    tracemalloc_credit *credit, size_t size, bool locked);
+
+// With the runtime's mutex held.
+extern void _PyTraceMalloc_CountersInit(tracemalloc_counters *counters);
+extern void _PyTraceMalloc_CountersGet(size_t *sum, size_t *peak);
+extern void _PyTraceMalloc_CountersAfterFork(void);
+extern void _PyTraceMalloc_ResetCounterPeak(void);
+
+// `own`: it is the calling thread's, or nobody can use it any more.
+extern void _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own);
+
+// Is the credit open?  If so, it must be left soon.
+static inline bool
+_PyTraceMalloc_EnterCredit(tracemalloc_credit *credit)
+{
+#ifdef _Py_THREAD_SANITIZER
+    (void)_Py_atomic_exchange_int(&credit->inside, 1);
+#else
+    _Py_atomic_store_int_relaxed(&credit->inside, 1);
+    // Whoever closes the credit makes the processor see it: see
+    // close_credits().  Here only the compiler must keep the order.
+    _Py_atomic_compiler_fence();
+#endif
+    if (_Py_atomic_load_int_acquire(&credit->open)) {
+        return true;
+    }
+    _Py_atomic_store_int_release(&credit->inside, 0);
+    return false;
+}
+
+static inline void
+_PyTraceMalloc_LeaveCredit(tracemalloc_credit *credit)
+{
+    _Py_atomic_store_int_release(&credit->inside, 0);
+}
+
+// False if it cannot be done with the credit; nothing has changed then.
+static inline bool
+_PyTraceMalloc_TryCountAdd(tracemalloc_credit *credit, size_t size)
+{
+    bool done = false;
+    if (_PyTraceMalloc_EnterCredit(credit)) {
+        done = size <= (size_t)credit->available;
+        credit->available -= done ? (Py_ssize_t)size : 0;
+        _PyTraceMalloc_LeaveCredit(credit);
+    }
+    return done;
+}
+
+static inline bool
+_PyTraceMalloc_TryCountRemove(tracemalloc_credit *credit, size_t size)
+{
+    bool done = false;
+    if (_PyTraceMalloc_EnterCredit(credit)) {
+        done = size <= (size_t)(credit->limit - credit->available);
+        credit->available += done ? (Py_ssize_t)size : 0;
+        _PyTraceMalloc_LeaveCredit(credit);
+    }
+    return done;
+}
+
+
+/* --- Filenames and tracebacks ------------------------------------------- */
+
+typedef struct {
+    uint32_t filename;            // an id; 0 is "<unknown>"
+    uint32_t lineno;
+} tracemalloc_frame;
+
+typedef struct {
+    size_t first;                 // in `frames`
+    uint32_t hash;
+    uint16_t nframe;              // frames kept
+    uint16_t total_nframe;        // frames that there were, at most UINT16_MAX
+} tracemalloc_traceback;
+
+typedef struct {
+    size_t offset;                // in `text`
+    size_t length;                // code points
+    Py_uhash_t hash;
+    int kind;                     // bytes of a code point
+} tracemalloc_filename;
+
+// Items in one piece of memory.
+typedef struct {
+    void *items;
+    size_t length;
+    size_t capacity;
+} tracemalloc_array;
+
+// A hash table of ids, 0 in a free slot.
+typedef struct {
+    uint32_t *slots;
+    size_t mask;                  // number of slots - 1
+    size_t used;
+} tracemalloc_index;
+
+// Each filename and each traceback once.  Filenames are kept as text: no
+// reference to an object of any interpreter is owned.
+typedef struct {
+    tracemalloc_array filenames;  // of tracemalloc_filename, by id - 1
+    tracemalloc_array text;
+    tracemalloc_array tracebacks; // of tracemalloc_traceback, by id - 2
+    tracemalloc_array frames;     // of tracemalloc_frame
+    tracemalloc_index filename_index;
+    tracemalloc_index traceback_index;
+    const PyMemAllocatorEx *allocator;
+} tracemalloc_intern;
+
+extern void _PyTraceMalloc_InternInit(
+    tracemalloc_intern *intern, const PyMemAllocatorEx *allocator);
+extern void _PyTraceMalloc_InternFree(tracemalloc_intern *intern);
+
+// Find or add.  -1 if there is no memory.
+extern int _PyTraceMalloc_InternFilename(
+    tracemalloc_intern *intern, PyObject *filename, uint32_t *id);
+// The frames are those that were put where NewFrames() says.
+extern tracemalloc_frame *_PyTraceMalloc_InternNewFrames(
+    tracemalloc_intern *intern, size_t nframe);
+extern int _PyTraceMalloc_InternTraceback(
+    tracemalloc_intern *intern, size_t nframe, size_t total_nframe,
+    uint32_t *id);
+
+// `text` is set to the code points; NULL is returned for "<unknown>".
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(const tracemalloc_filename *) _PyTraceMalloc_GetFilename(
+    const tracemalloc_intern *intern, uint32_t id, const void **text);
+// Export for '_testinternalcapi' shared extension.
+PyAPI_FUNC(const tracemalloc_traceback *) _PyTraceMalloc_GetFrames(
+    const tracemalloc_intern *intern, uint32_t id,
+    const tracemalloc_frame **frames);
+
+// Copy all, or what a single traceback needs.  -1 if there is no memory.
+extern int _PyTraceMalloc_InternCopy(
+    const tracemalloc_intern *intern, tracemalloc_intern *copy);
+extern int _PyTraceMalloc_InternCopyTraceback(
+    const tracemalloc_intern *intern, uint32_t id,
+    tracemalloc_intern *copy, uint32_t *copy_id);
+extern size_t _PyTraceMalloc_InternMemory(const tracemalloc_intern *intern);
+
+#ifdef __cplusplus
+}
+#endif
+#endif  // !Py_INTERNAL_TRACEMALLOC_DATA_H

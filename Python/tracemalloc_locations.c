@@ -1,0 +1,175 @@
+// From a frame to its filename and line, and to the id of its traceback.
+//
+// Decoding a line table takes time that is linear in its length, and looking up
+// a filename means to compare its text.  So both are remembered by instruction,
+// for all threads of an interpreter: an address together with the version of
+// its code object, see tracemalloc_capture.c.
+
+#include "Python.h"
+#include "pycore_code.h"          // _PyCode_InitAddressRange()
+#include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
+#include "pycore_interp.h"        // PyInterpreterState.tracemalloc
+#include "pycore_tracemalloc.h"   // tracemalloc_intern
+
+typedef struct _tracemalloc_interp_state interp_state;
+
+#define LOCATION_BITS 10
+
+// Direct-mapped.  Guarded by the mutex of the interpreter.
+struct _tracemalloc_location {
+    const _Py_CODEUNIT *instr;
+    uint32_t version;
+    tracemalloc_frame frame;
+};
+
+#define CACHE_SIZE (sizeof(struct _tracemalloc_location) << LOCATION_BITS)
+
+
+// As PyUnstable_InterpreterFrame_GetLine(), but always from the line table:
+// instrumentation data may be replaced while a detached thread looks at it.
+static unsigned int
+frame_lineno(_PyInterpreterFrame *frame)
+{
+    PyCodeObject *code = _PyFrame_GetCode(frame);
+    int addr = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
+    assert(addr >= 0);
+    PyCodeAddressRange range;
+    _PyCode_InitAddressRange(code, &range);
+    int lineno = _PyCode_CheckLineNumber(addr, &range);
+    return lineno < 0 ? 0 : (unsigned int)lineno;
+}
+
+static int
+find_location(interp_state *tm, _PyInterpreterFrame *frame,
+              tracemalloc_frame *location)
+{
+    location->lineno = frame_lineno(frame);
+    return _PyTraceMalloc_InternFilename(
+        &tm->intern, _PyFrame_GetCode(frame)->co_filename,
+        &location->filename);
+}
+
+static int
+locate(interp_state *tm, _PyInterpreterFrame *frame,
+       tracemalloc_frame *location)
+{
+    const _Py_CODEUNIT *instr = frame->instr_ptr;
+    uint32_t version = _PyFrame_GetCode(frame)->co_version;
+    uint64_t hash = ((uintptr_t)instr / sizeof(*instr)
+                     + version * UINT64_C(0xC2B2AE3D27D4EB4F))
+                    * UINT64_C(0x9E3779B97F4A7C15);
+    struct _tracemalloc_location *cached =
+        &tm->locations[hash >> (64 - LOCATION_BITS)];
+    if (version == 0 || cached->instr != instr || cached->version != version) {
+        if (find_location(tm, frame, location) < 0) {
+            return -1;
+        }
+        cached->instr = instr;
+        cached->version = version;
+        cached->frame = *location;
+    }
+    *location = cached->frame;
+    return 0;
+}
+
+static int
+intern_locked(interp_state *tm, _PyInterpreterFrame *frame,
+              size_t total_nframe, uint32_t *id)
+{
+    size_t nframe = Py_MIN(total_nframe, (size_t)tm->max_nframe);
+    tracemalloc_frame *frames = _PyTraceMalloc_InternNewFrames(&tm->intern,
+                                                               nframe);
+    if (frames == NULL) {
+        return -1;
+    }
+    for (size_t i = 0; i < nframe; i++) {
+        if (locate(tm, frame, &frames[i]) < 0) {
+            return -1;
+        }
+        frame = _PyFrame_GetFirstComplete(frame->previous);
+    }
+    return _PyTraceMalloc_InternTraceback(&tm->intern, nframe, total_nframe,
+                                          id);
+}
+
+int
+_PyTraceMalloc_InternFrames(interp_state *tm, _PyInterpreterFrame *frame,
+                            size_t total_nframe, uint32_t *id)
+{
+    PyMutex_LockFlags(&tm->mutex, _Py_LOCK_DONT_DETACH);
+    int res = intern_locked(tm, frame, total_nframe, id);
+    PyMutex_Unlock(&tm->mutex);
+    return res;
+}
+
+int
+_PyTraceMalloc_LocationsInit(interp_state *tm)
+{
+    const PyMemAllocatorEx *allocator = tm->table.allocator;
+    tm->locations = allocator->calloc(allocator->ctx, 1, CACHE_SIZE);
+    return tm->locations == NULL ? -1 : 0;
+}
+
+void
+_PyTraceMalloc_LocationsClear(interp_state *tm)
+{
+    memset(tm->locations, 0, CACHE_SIZE);
+}
+
+void
+_PyTraceMalloc_LocationsFree(interp_state *tm)
+{
+    const PyMemAllocatorEx *allocator = tm->table.allocator;
+    allocator->free(allocator->ctx, tm->locations);
+    tm->locations = NULL;
+}
+
+size_t
+_PyTraceMalloc_LocationsMemory(interp_state *Py_UNUSED(tm))
+{
+    return CACHE_SIZE;
+}
+
+#ifndef NDEBUG
+// More frames than these are not counted: deep recursion would take quadratic
+// time.
+#define COUNTED_FRAMES 1000
+
+// Is this what a walk over all frames finds?  The places of callers may be
+// remembered ones: their line tables would take most of the time.
+bool
+_PyTraceMalloc_IsExact(interp_state *tm, _PyInterpreterFrame *frame,
+                       uint32_t id)
+{
+    const tracemalloc_frame *frames;
+    size_t max_nframe = (size_t)tm->max_nframe, n = 0;
+    bool exact = true;
+    PyMutex_LockFlags(&tm->mutex, _Py_LOCK_DONT_DETACH);
+    for (; exact && frame != NULL && n < Py_MAX(max_nframe, COUNTED_FRAMES);
+         n++)
+    {
+        tracemalloc_frame location;
+        if (n < max_nframe) {
+            if ((n == 0 ? find_location(tm, frame, &location)
+                        : locate(tm, frame, &location)) < 0)
+            {
+                PyMutex_Unlock(&tm->mutex);
+                return true;      // no memory to tell
+            }
+            exact = n < _PyTraceMalloc_GetFrames(&tm->intern, id,
+                                                 &frames)->nframe
+                    && location.filename == frames[n].filename
+                    && location.lineno == frames[n].lineno;
+        }
+        frame = _PyFrame_GetFirstComplete(frame->previous);
+    }
+    const tracemalloc_traceback *traceback =
+        _PyTraceMalloc_GetFrames(&tm->intern, id, &frames);
+    size_t total = Py_MIN(n, UINT16_MAX);
+    exact = exact && traceback->nframe == Py_MIN(n, max_nframe)
+            && (frame == NULL ? traceback->total_nframe == total
+                              : traceback->total_nframe >= total);
+    PyMutex_Unlock(&tm->mutex);
+    return exact;
+}
+#endif

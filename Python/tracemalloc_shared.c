@@ -1,0 +1,240 @@
+// The hash table of an interpreter: its lock, what is counted, and the
+// directory of the traces that any thread may have to find.
+
+#include "Python.h"
+#include "pycore_tracemalloc_shared.h"  // lock_own()
+
+
+/* --- Locking the hash table --------------------------------------------- */
+
+
+
+
+
+
+// For any interpreter that traces, with the runtime's mutex held.
+static void
+lock_other(interp_state *tm)
+{
+#if USE_CREDIT_AS_LOCK
+    _PyTraceMalloc_CloseCredit(&tm->credit, false);
+#endif
+    lock_mutex(&tm->mutex);
+}
+
+// For the interpreter of the calling thread, or one without threads, for a
+// longer time: others wait for a mutex then.  With the runtime's mutex held.
+void
+_PyTraceMalloc_LockWhole(interp_state *tm)
+{
+#if USE_CREDIT_AS_LOCK
+    _PyTraceMalloc_CloseCredit(&tm->credit, true);
+#endif
+    lock_mutex(&tm->mutex);
+}
+
+bool
+_PyTraceMalloc_LockTable(const tracemalloc_caller *caller, interp_state *tm)
+{
+    if (caller->attached && has_same_gil(caller->interp, tm)) {
+        return lock_own(tm);
+    }
+    lock_other(tm);
+    return true;
+}
+
+
+/* --- Counting ----------------------------------------------------------- */
+
+
+// The caller's credit, open or not, or NULL if it has none.
+static tracemalloc_credit *
+usable_credit(const tracemalloc_caller *caller)
+{
+    if (caller->attached && caller->interp->tracing
+        && !thread_of(caller->tstate)->ended)
+    {
+        return own_credit(caller->tstate);
+    }
+    return NULL;
+}
+
+void
+_PyTraceMalloc_CountAdd(const tracemalloc_caller *caller, size_t size)
+{
+    tracemalloc_credit *credit = usable_credit(caller);
+    if (credit == NULL || !_PyTraceMalloc_TryCountAdd(credit, size)) {
+        _PyTraceMalloc_CountAddSlow(credit, size, !caller->attached);
+    }
+}
+
+void
+_PyTraceMalloc_CountRemove(const tracemalloc_caller *caller, size_t size)
+{
+    tracemalloc_credit *credit = usable_credit(caller);
+    if (credit == NULL || !_PyTraceMalloc_TryCountRemove(credit, size)) {
+        _PyTraceMalloc_CountRemoveSlow(credit, size, !caller->attached);
+    }
+}
+
+void
+_PyTraceMalloc_Uncount(const tracemalloc_caller *caller, size_t size)
+{
+    _PyTraceMalloc_CountRemove(caller, size);
+}
+
+
+/* --- Directory ---------------------------------------------------------- */
+
+
+
+static void
+change_group(unsigned int domain, uintptr_t ptr, uint32_t change)
+{
+    uint32_t *group = group_of(domain, ptr);
+    _Py_atomic_store_uint32_relaxed(group, *group + change);
+}
+
+// Which interpreter has the trace of a block?
+static interp_state *
+find_owner(unsigned int domain, uintptr_t ptr)
+{
+    tracemalloc_directory *directory = RUNTIME->directory;
+    lock_mutex(&directory->mutex);
+    const tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
+        &directory->table, domain, ptr);
+    interp_state *owner = entry == NULL ? NULL
+                          : (interp_state *)(uintptr_t)entry->size;
+    PyMutex_Unlock(&directory->mutex);
+    return owner;
+}
+
+// -1 if there is no memory.
+int
+_PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain, uintptr_t ptr, bool must)
+{
+    int res = 0;
+    tracemalloc_directory *directory = RUNTIME->directory;
+    lock_mutex(&directory->mutex);
+    tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
+        &directory->table, domain, ptr);
+    if (entry != NULL) {
+        entry->size = (uintptr_t)tm;
+    }
+    else {
+        tracemalloc_trace new_entry = {
+            .ptr = ptr, .size = (uintptr_t)tm, .domain = domain,
+            .traceback = _PyTraceMalloc_UNKNOWN,
+        };
+        res = _PyTraceMalloc_TableAdd(&directory->table, &new_entry, must);
+        if (res == 0) {
+            change_group(domain, ptr, 1);
+        }
+    }
+    PyMutex_Unlock(&directory->mutex);
+    return res;
+}
+
+void
+_PyTraceMalloc_UnlistBlock(interp_state *tm, unsigned int domain, uintptr_t ptr)
+{
+    tracemalloc_directory *directory = RUNTIME->directory;
+    lock_mutex(&directory->mutex);
+    tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
+        &directory->table, domain, ptr);
+    // Another interpreter may have tracked the block since.
+    if (entry != NULL && entry->size == (uintptr_t)tm) {
+        _PyTraceMalloc_TableRemove(&directory->table, entry);
+        change_group(domain, ptr, (uint32_t)-1);
+    }
+    PyMutex_Unlock(&directory->mutex);
+}
+
+
+/* --- The hash table ----------------------------------------------------- */
+
+void
+_PyTraceMalloc_ChangeShared(int change)
+{
+    if (change != 0) {
+        _Py_atomic_add_int(&RUNTIME->nshared, change);
+    }
+}
+
+void
+_PyTraceMalloc_CountTracked(const tracemalloc_trace *trace, int change)
+{
+    _PyTraceMalloc_ChangeShared(trace->tracked ? change : 0);
+}
+
+// With the table locked.  -1 if there is no memory; nothing has changed then.
+int
+_PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace, bool must)
+{
+    if (trace->listed
+        && _PyTraceMalloc_ListBlock(tm, trace->domain, trace->ptr, must) < 0)
+    {
+        return -1;
+    }
+    if (_PyTraceMalloc_TableAdd(&tm->table, trace, must) < 0) {
+        if (trace->listed) {
+            _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
+        }
+        return -1;
+    }
+    _PyTraceMalloc_CountTracked(trace, 1);
+    return 0;
+}
+
+void
+_PyTraceMalloc_RemoveFromTable(interp_state *tm, tracemalloc_trace *trace)
+{
+    if (trace->listed) {
+        _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
+    }
+    _PyTraceMalloc_CountTracked(trace, -1);
+    _PyTraceMalloc_TableRemove(&tm->table, trace);
+}
+
+// Remove the trace of a block from the table of an interpreter that traces;
+// it is not uncounted.
+bool
+_PyTraceMalloc_TakeFromTable(const tracemalloc_caller *caller, interp_state *tm,
+                tracemalloc_removed *removed)
+{
+    bool locked = _PyTraceMalloc_LockTable(caller, tm);
+    tracemalloc_trace *found = _PyTraceMalloc_TableFind(
+        &tm->table, removed->trace.domain, removed->trace.ptr);
+    if (found != NULL) {
+        removed->trace = *found;
+        removed->owner = tm;
+        removed->generation = tm->generation;
+        _PyTraceMalloc_RemoveFromTable(tm, found);
+    }
+    unlock_own(tm, locked);
+    return found != NULL;
+}
+
+// The same for a listed trace, or only for one of another interpreter.
+bool
+_PyTraceMalloc_TakeListed(const tracemalloc_caller *caller, bool others_only,
+            tracemalloc_removed *removed)
+{
+    unsigned int domain = removed->trace.domain;
+    uintptr_t ptr = removed->trace.ptr;
+    if (!may_be_listed(domain, ptr)) {
+        return false;
+    }
+    interp_state *owner = find_owner(domain, ptr);
+    if (owner == NULL || owner == caller->interp) {
+        return owner != NULL && !others_only
+               && _PyTraceMalloc_TakeFromTable(caller, owner, removed);
+    }
+    // With this lock the owner cannot end; it may have ended before.
+    lock_runtime(caller);
+    owner = find_owner(domain, ptr);
+    bool found = owner != NULL && owner != caller->interp
+                 && _PyTraceMalloc_TakeFromTable(caller, owner, removed);
+    unlock_runtime(caller);
+    return found;
+}

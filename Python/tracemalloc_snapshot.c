@@ -1,0 +1,268 @@
+// All traces of an interpreter at once: to open and to drop them, to find one,
+// to add up and to copy them.
+
+#include "Python.h"
+#include "pycore_tracemalloc_shared.h"  // lock_own()
+
+
+/* --- All traces --------------------------------------------------------- */
+
+int
+_PyTraceMalloc_OpenTraces(interp_state *tm, const PyMemAllocatorEx *allocator)
+{
+    tracemalloc_directory *directory = RUNTIME->directory;
+    if (directory == NULL) {
+        // Not from Python's allocators, since it outlives them.
+        directory = calloc(1, sizeof(tracemalloc_directory));
+        if (directory == NULL) {
+            return -1;
+        }
+        // Pairs with the acquire in may_be_listed().
+        _Py_atomic_store_ptr_release(&RUNTIME->directory, directory);
+    }
+    int res = 0;
+    lock_mutex(&directory->mutex);
+    if (directory->table.used == 0) {
+        // It may still be of an allocator that is gone.
+        _PyTraceMalloc_TableFree(&directory->table);
+        res = _PyTraceMalloc_TableInit(&directory->table, allocator);
+    }
+    PyMutex_Unlock(&directory->mutex);
+
+    llist_init(&tm->pages);
+    tm->page_memory = tm->page_budget = 0;
+    tm->owns_pages = !shares_obmalloc(tm);
+    _PyTraceMalloc_InternInit(&tm->intern, allocator);
+    if (res < 0) {
+        return -1;
+    }
+    return _PyTraceMalloc_TableInit(&tm->table, allocator);
+}
+
+static size_t
+sum_slots(const tracemalloc_page *page)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < page->nslots; i++) {
+        const tracemalloc_slot *slot = &page->slots[i];
+        sum += slot->traceback != _PyTraceMalloc_NO_TRACEBACK ? slot->size : 0;
+    }
+    return sum;
+}
+
+void
+_PyTraceMalloc_DropTraces(interp_state *tm)
+{
+    _PyTraceMalloc_LockWhole(tm);
+    tracemalloc_trace *trace = NULL;
+    while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
+        _PyTraceMalloc_CountRemoveSlow(NULL, trace->size, true);
+        if (trace->listed) {
+            _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
+        }
+        _PyTraceMalloc_CountTracked(trace, -1);
+    }
+    struct llist_node *node;
+    llist_for_each(node, &tm->pages) {
+        size_t sum = sum_slots(llist_data(node, tracemalloc_page, node));
+        _PyTraceMalloc_CountRemoveSlow(NULL, sum, true);
+    }
+    _PyTraceMalloc_TableFree(&tm->table);
+    _PyTraceMalloc_FreePages(tm);
+    _PyTraceMalloc_InternFree(&tm->intern);
+    PyMutex_Unlock(&tm->mutex);
+}
+
+bool
+_PyTraceMalloc_Find(PyInterpreterState *interp, unsigned int domain,
+                    uintptr_t ptr, tracemalloc_trace *trace)
+{
+    interp_state *tm = &interp->tracemalloc;
+    const tracemalloc_trace *found = _PyTraceMalloc_TableFind(&tm->table,
+                                                              domain, ptr);
+    if (found != NULL) {
+        *trace = *found;
+        return true;
+    }
+    if (domain == 0) {
+        tracemalloc_page *page = _PyTraceMalloc_LoadPage(
+            _PyTraceMalloc_PageLink(interp, ptr));
+        const tracemalloc_slot *slot = NULL;
+        if (_PyTraceMalloc_HasSlots(page) && page->owner == tm) {
+            slot = _PyTraceMalloc_SlotAt(page, ptr);
+        }
+        if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
+            *trace = (tracemalloc_trace){
+                .ptr = ptr, .size = slot->size, .traceback = slot->traceback,
+            };
+            return true;
+        }
+    }
+    return false;
+}
+
+size_t
+_PyTraceMalloc_TracesMemory(interp_state *tm)
+{
+    size_t nlisted = 0;
+    _PyTraceMalloc_LockWhole(tm);
+    const tracemalloc_trace *trace = NULL;
+    while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
+        nlisted += trace->listed;
+    }
+    size_t size = tm->page_memory + _PyTraceMalloc_TableMemory(&tm->table)
+                  + _PyTraceMalloc_InternMemory(&tm->intern)
+                  + tm->capture_memory;
+    const tracemalloc_table *entries = &RUNTIME->directory->table;
+    if (nlisted > 0 && entries->used > 0) {
+        // This interpreter's part of the directory.
+        size += (size_t)((double)_PyTraceMalloc_TableMemory(entries)
+                         * (double)nlisted / (double)entries->used);
+    }
+    PyMutex_Unlock(&tm->mutex);
+    return size;
+}
+
+
+void
+_PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
+{
+    tracemalloc_table *entries = &RUNTIME->directory->table;
+    tracemalloc_trace *entry = NULL;
+    memset(RUNTIME->directory->groups, 0,
+           sizeof(RUNTIME->directory->groups));
+    _PyTraceMalloc_TableFree(entries);
+    RUNTIME->nshared = 0;
+    _PyTraceMalloc_CountersAfterFork();
+    if (!tm->tracing) {
+        return;
+    }
+    while ((entry = _PyTraceMalloc_TableNext(&tm->table, entry)) != NULL) {
+        _PyTraceMalloc_CountAddSlow(NULL, entry->size, true);
+        _PyTraceMalloc_CountTracked(entry, 1);
+        if (entry->listed) {
+            (void)_PyTraceMalloc_ListBlock(tm, entry->domain, entry->ptr,
+                                           true);
+        }
+    }
+    struct llist_node *node;
+    llist_for_each(node, &tm->pages) {
+        size_t sum = sum_slots(llist_data(node, tracemalloc_page, node));
+        _PyTraceMalloc_CountAddSlow(NULL, sum, true);
+    }
+}
+
+
+/* --- Copies ------------------------------------------------------------- */
+
+static size_t
+count_traces(interp_state *tm)
+{
+    size_t n = tm->table.used;
+    struct llist_node *node;
+    llist_for_each(node, &tm->pages) {
+        const tracemalloc_page *page = llist_data(node, tracemalloc_page,
+                                                  node);
+        for (size_t i = 0; i < page->nslots; i++) {
+            n += page->slots[i].traceback != _PyTraceMalloc_NO_TRACEBACK;
+        }
+    }
+    return n;
+}
+
+static void
+copy_slots(const tracemalloc_page *page, tracemalloc_snapshot *snapshot)
+{
+    for (size_t i = 0; i < page->nslots; i++) {
+        const tracemalloc_slot *slot = &page->slots[i];
+        if (slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
+            snapshot->traces[snapshot->ntraces++] = (tracemalloc_trace){
+                .ptr = page->start + i * page->block_size,
+                .size = slot->size,
+                .traceback = slot->traceback,
+            };
+        }
+    }
+}
+
+static int
+alloc_snapshot(interp_state *tm, size_t ntraces,
+               tracemalloc_snapshot *snapshot)
+{
+    const PyMemAllocatorEx *allocator = tm->table.allocator;
+    *snapshot = (tracemalloc_snapshot){0};
+    _PyTraceMalloc_InternInit(&snapshot->intern, allocator);
+    snapshot->traces = allocator->malloc(
+        allocator->ctx, Py_MAX(ntraces, 1) * sizeof(tracemalloc_trace));
+    return snapshot->traces == NULL ? -1 : 0;
+}
+
+static int
+copy_traces(interp_state *tm, tracemalloc_snapshot *snapshot)
+{
+    if (alloc_snapshot(tm, count_traces(tm), snapshot) < 0
+        || _PyTraceMalloc_InternCopy(&tm->intern, &snapshot->intern) < 0)
+    {
+        return -1;
+    }
+    struct llist_node *node;
+    llist_for_each(node, &tm->pages) {
+        copy_slots(llist_data(node, tracemalloc_page, node), snapshot);
+    }
+    const tracemalloc_trace *trace = NULL;
+    while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
+        snapshot->traces[snapshot->ntraces++] = *trace;
+    }
+    return 0;
+}
+
+int
+_PyTraceMalloc_CopyTraces(PyInterpreterState *interp,
+                          tracemalloc_snapshot *snapshot)
+{
+    interp_state *tm = &interp->tracemalloc;
+    _PyTraceMalloc_LockWhole(tm);
+    int res = copy_traces(tm, snapshot);
+    PyMutex_Unlock(&tm->mutex);
+    if (res < 0) {
+        _PyTraceMalloc_FreeSnapshot(snapshot);
+    }
+    return res;
+}
+
+int
+_PyTraceMalloc_CopyTrace(PyInterpreterState *interp, unsigned int domain,
+                         uintptr_t ptr, tracemalloc_snapshot *snapshot)
+{
+    interp_state *tm = &interp->tracemalloc;
+    tracemalloc_trace trace;
+    _PyTraceMalloc_LockWhole(tm);
+    int res = alloc_snapshot(tm, 1, snapshot);
+    if (res == 0 && _PyTraceMalloc_Find(interp, domain, ptr, &trace)) {
+        uint32_t id;
+        res = _PyTraceMalloc_InternCopyTraceback(&tm->intern, trace.traceback,
+                                                 &snapshot->intern, &id);
+        if (res == 0) {
+            trace.traceback = id;
+            snapshot->traces[snapshot->ntraces++] = trace;
+        }
+    }
+    PyMutex_Unlock(&tm->mutex);
+    if (res < 0) {
+        _PyTraceMalloc_FreeSnapshot(snapshot);
+    }
+    return res;
+}
+
+void
+_PyTraceMalloc_FreeSnapshot(tracemalloc_snapshot *snapshot)
+{
+    const PyMemAllocatorEx *allocator = snapshot->intern.allocator;
+    if (snapshot->traces != NULL) {
+        allocator->free(allocator->ctx, snapshot->traces);
+    }
+    if (allocator != NULL) {
+        _PyTraceMalloc_InternFree(&snapshot->intern);
+    }
+    *snapshot = (tracemalloc_snapshot){0};
+}

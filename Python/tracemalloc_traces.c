@@ -1,0 +1,622 @@
+// The traces of an interpreter: add, remove, find, copy.  When that is to
+// happen is the hooks' business.
+//
+// A trace is in the slot of its block (see pycore_tracemalloc_pages.h) or in
+// the interpreter's hash table: blocks of the raw domain, tracked blocks, large
+// blocks, blocks of somebody else's allocator.  Whatever may be freed by a
+// thread that does not hold the interpreter's GIL is *listed* in the directory,
+// too.
+//
+// Who else may be here?  A slot is written by the thread that owns the block,
+// which nobody else names meanwhile.  The hash table is guarded by the mutex of
+// the interpreter.  With the GIL there is a shortcut: the thread that holds the
+// GIL and is inside its open credit need not lock.  All others hold the
+// runtime's mutex, close that credit and lock.
+//
+// A trace is counted before it is stored, and uncounted after it was removed.
+// So the sum is never less than what the traces add up to.
+
+#include "Python.h"
+#include "pycore_frame.h"         // _PyInterpreterFrame
+#include "pycore_object.h"        // _PyType_PreHeaderSize()
+#include "pycore_tracemalloc_shared.h"  // lock_own()
+
+
+/* --- Slots -------------------------------------------------------------- */
+
+// Remove the trace of a block from its slot; it is not uncounted.
+static inline bool
+take_from_slot(tracemalloc_page *page, tracemalloc_removed *removed)
+{
+    if (!_PyTraceMalloc_HasSlots(page)) {
+        return false;
+    }
+    tracemalloc_slot *slot = _PyTraceMalloc_SlotAt(page, removed->trace.ptr);
+    if (slot == NULL || slot->traceback == _PyTraceMalloc_NO_TRACEBACK) {
+        return false;
+    }
+    removed->trace.size = slot->size;
+    removed->trace.traceback = slot->traceback;
+    removed->owner = page->owner;
+    removed->generation = page->owner->generation;
+    slot->traceback = _PyTraceMalloc_NO_TRACEBACK;
+    return true;
+}
+
+// Drop the trace that a block has in a slot, if any.
+static void
+drop_from_slot(const tracemalloc_caller *caller, tracemalloc_page *page,
+               uintptr_t ptr)
+{
+    tracemalloc_removed old = {.trace = {.ptr = ptr}};
+    if (take_from_slot(page, &old)) {
+        _PyTraceMalloc_CountRemove(caller, old.trace.size);
+    }
+}
+
+// The slot for a block that the calling thread has just got, of its own
+// interpreter; NULL if the trace is to go to the hash table.
+static tracemalloc_slot *
+own_slot(interp_state *tm, tracemalloc_page **link, uintptr_t ptr,
+         size_t size, bool is_new)
+{
+    if (link == NULL || !tm->owns_pages || size > UINT32_MAX) {
+        return NULL;
+    }
+    tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
+    if (!_PyTraceMalloc_HasSlots(page) && is_new) {
+        lock_mutex(&tm->mutex);
+        page = _PyTraceMalloc_MakePage(as_interp(tm), link, ptr);
+        PyMutex_Unlock(&tm->mutex);
+    }
+    if (!_PyTraceMalloc_HasSlots(page) || page->owner != tm) {
+        return NULL;
+    }
+    return _PyTraceMalloc_SlotAt(page, ptr);
+}
+
+
+// The slot of a block of the caller's own interpreter, if that is where its
+// trace is to go and there is none; else NULL.
+static inline Py_ALWAYS_INLINE tracemalloc_slot *
+free_slot(PyThreadState *tstate, uintptr_t ptr, size_t size)
+{
+    tracemalloc_page *page = _PyTraceMalloc_LoadPage(
+        _PyTraceMalloc_PageLink(tstate->interp, ptr));
+    if (!_PyTraceMalloc_HasSlots(page)
+        || page->owner != &tstate->interp->tracemalloc
+        || size > UINT32_MAX
+        || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0)
+    {
+        return NULL;
+    }
+    tracemalloc_slot *slot = _PyTraceMalloc_SlotAt(page, ptr);
+    if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
+        return NULL;
+    }
+    return slot;
+}
+
+
+/* --- Add ---------------------------------------------------------------- */
+
+// Is the thread where it was at its last capture?
+static inline Py_ALWAYS_INLINE bool
+is_at_last_place(PyThreadState *tstate)
+{
+    const thread_state *ts = thread_of(tstate);
+    const _PyInterpreterFrame *frame = tstate->current_frame;
+    return frame != NULL && frame == ts->frame && frame->callers_known
+           && frame->instr_ptr == ts->instr
+           && ts->epoch == _Py_atomic_load_uint64_relaxed(
+               &tstate->interp->tracemalloc.epoch);
+}
+
+static inline int
+capture(PyThreadState *tstate, uint32_t *id)
+{
+#ifndef Py_DEBUG
+    if (is_at_last_place(tstate)) {
+        *id = thread_of(tstate)->traceback;
+        return 0;
+    }
+#endif
+    // A debug build checks it there.
+    return _PyTraceMalloc_Capture(tstate, false, id);
+}
+
+// Count a trace and store it in the hash table, in place of one that is there.
+// -1 if there is no memory and there was none.
+static int
+add_to_own_table(const tracemalloc_caller *caller,
+                 const tracemalloc_trace *trace, bool must)
+{
+    interp_state *tm = caller->interp;
+    tracemalloc_removed old = {.trace = *trace};
+    size_t extra = SIZE_MAX;
+    if (_PyTraceMalloc_TakeFromTable(caller, tm, &old)) {
+        _PyTraceMalloc_CountRemove(caller, old.trace.size);
+        must = true;
+    }
+    _PyTraceMalloc_CountAdd(caller, trace->size);
+    bool locked = _PyTraceMalloc_LockTable(caller, tm);
+    tracemalloc_trace *found = _PyTraceMalloc_TableFind(
+        &tm->table, trace->domain, trace->ptr);
+    if (found != NULL) {
+        // Another thread has tracked the block meanwhile.
+        extra = found->size;
+        _PyTraceMalloc_RemoveFromTable(tm, found);
+    }
+    int res = _PyTraceMalloc_AddToTable(tm, trace, must);
+    unlock_own(tm, locked);
+    if (res < 0) {
+        _PyTraceMalloc_CountRemove(caller, trace->size);
+    }
+    if (extra != SIZE_MAX) {
+        _PyTraceMalloc_CountRemove(caller, extra);
+    }
+    return res;
+}
+
+// Another interpreter may have the trace of a block that is the caller's now.
+static void
+drop_others(const tracemalloc_caller *caller, unsigned int domain,
+            uintptr_t ptr)
+{
+    tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
+    if (_PyTraceMalloc_TakeListed(caller, true, &old)) {
+        _PyTraceMalloc_CountRemove(caller, old.trace.size);
+    }
+}
+
+// With the traceback known.
+static int
+store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
+            tracemalloc_block_origin origin, uint32_t traceback)
+{
+    tracemalloc_caller caller = attached_caller(tstate);
+    interp_state *tm = caller.interp;
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
+
+    drop_from_slot(&caller, _PyTraceMalloc_LoadPage(link), ptr);
+    drop_others(&caller, 0, ptr);
+    // Without the GIL, who reallocates a block in place may not own the page.
+    bool is_new = USE_CREDIT_AS_LOCK || origin != BLOCK_IN_PLACE;
+    tracemalloc_slot *slot = own_slot(tm, link, ptr, size, is_new);
+    if (slot != NULL) {
+        if (may_be_listed(0, ptr)) {
+            // It was tracked before.
+            tracemalloc_removed old = {.trace = {.ptr = ptr}};
+            if (_PyTraceMalloc_TakeFromTable(&caller, tm, &old)) {
+                _PyTraceMalloc_CountRemove(&caller, old.trace.size);
+            }
+        }
+        _PyTraceMalloc_CountAdd(&caller, size);
+        slot->size = (uint32_t)size;
+        slot->traceback = traceback;
+        return 0;
+    }
+    if (link != NULL) {
+        _PyTraceMalloc_NoteTabled(link);
+    }
+    tracemalloc_trace trace = {
+        .ptr = ptr,
+        .size = size,
+        .traceback = traceback,
+        // Who may free it, but those that hold the GIL?
+        .listed = !USE_CREDIT_AS_LOCK || !tm->owns_pages,
+    };
+    return add_to_own_table(&caller, &trace, origin != BLOCK_NEW);
+}
+
+// What most blocks need that are in no page: the GIL is held, and the credit is
+// open and suffices.  False if it is not as simple as that.
+static inline bool
+try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size)
+{
+    interp_state *tm = &tstate->interp->tracemalloc;
+    if (!USE_CREDIT_AS_LOCK || !tm->owns_pages || may_be_listed(0, ptr)) {
+        return false;
+    }
+    tracemalloc_credit *credit = own_credit(tstate);
+    tracemalloc_trace trace = {
+        .ptr = ptr, .size = size, .traceback = thread_of(tstate)->traceback,
+    };
+    bool done = false;
+    if (_PyTraceMalloc_EnterCredit(credit)) {
+        if (size <= (size_t)credit->available
+            && _PyTraceMalloc_TableTryAdd(&tm->table, &trace))
+        {
+            credit->available -= (Py_ssize_t)size;
+            done = true;
+        }
+        _PyTraceMalloc_LeaveCredit(credit);
+    }
+    return done;
+}
+
+static Py_NO_INLINE int
+add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
+                 tracemalloc_block_origin origin)
+{
+    thread_state *ts = thread_of(tstate);
+    uint32_t traceback;
+    ts->last_block = 0;
+    // The allocator below may have let another thread stop tracing.
+    if (!tstate->interp->tracemalloc.tracing) {
+        return 0;
+    }
+    if (capture(tstate, &traceback) < 0) {
+        if (origin == BLOCK_NEW) {
+            return -1;
+        }
+        traceback = _PyTraceMalloc_UNKNOWN;
+    }
+    int res = store_block(tstate, ptr, size, origin, traceback);
+    if (res == 0) {
+        ts->last_block = ptr;
+    }
+    return res;
+}
+
+int
+_PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
+                        tracemalloc_block_origin origin)
+{
+    if (is_at_last_place(tstate)) {
+        thread_state *ts = thread_of(tstate);
+        tracemalloc_slot *slot = free_slot(tstate, ptr, size);
+        if (slot != NULL && _PyTraceMalloc_TryCountAdd(own_credit(tstate),
+                                                       size))
+        {
+            slot->size = (uint32_t)size;
+            slot->traceback = ts->traceback;
+            ts->last_block = ptr;
+            return 0;
+        }
+        if (slot == NULL && size > SMALL_REQUEST_THRESHOLD
+            && _PyTraceMalloc_PageLink(tstate->interp, ptr) == NULL
+            && try_add_to_table(tstate, ptr, size))
+        {
+            ts->last_block = ptr;
+            return 0;
+        }
+    }
+    return add_block_slowly(tstate, ptr, size, origin);
+}
+
+// Remove the trace of a block that the caller may not own; it is not uncounted.
+static bool
+take_anywhere(const tracemalloc_caller *caller, tracemalloc_removed *removed)
+{
+    bool found = _PyTraceMalloc_TakeListed(caller, false, removed);
+    if (found || removed->trace.domain != 0) {
+        return found;
+    }
+    // Any interpreter may have a trace that is not listed.
+    struct llist_node *node;
+    lock_runtime(caller);
+    llist_for_each(node, &RUNTIME->tracing) {
+        interp_state *tm = llist_data(node, interp_state, node);
+        tracemalloc_page *page = _PyTraceMalloc_LoadPage(
+            _PyTraceMalloc_PageLink(as_interp(tm), removed->trace.ptr));
+        found = take_from_slot(page, removed)
+                || _PyTraceMalloc_TakeFromTable(caller, tm, removed);
+        if (found) {
+            break;
+        }
+    }
+    unlock_runtime(caller);
+    return found;
+}
+
+int
+_PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
+                   uintptr_t ptr, size_t size,
+                   tracemalloc_block_origin origin)
+{
+    uint32_t traceback;
+    assert(caller->interp->tracing);
+    bool must = origin == BLOCK_MOVED || origin == BLOCK_IN_PLACE;
+    if (_PyTraceMalloc_Capture(caller->tstate, !caller->attached,
+                               &traceback) < 0)
+    {
+        if (!must) {
+            return -1;
+        }
+        traceback = _PyTraceMalloc_UNKNOWN;
+    }
+    tracemalloc_trace trace = {
+        .ptr = ptr,
+        .size = size,
+        .domain = domain,
+        .traceback = traceback,
+        .listed = 1,
+        .tracked = origin == BLOCK_TRACKED && domain == 0,
+    };
+    tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
+    bool found = trace.tracked ? take_anywhere(caller, &old)
+                 : _PyTraceMalloc_TakeListed(caller, true, &old);
+    if (found) {
+        _PyTraceMalloc_CountRemove(caller, old.trace.size);
+    }
+    int res = add_to_own_table(caller, &trace, must);
+    if (found && res < 0) {
+        // PyTraceMalloc_Track() has failed, and changes nothing.
+        _PyTraceMalloc_CountAdd(caller, old.trace.size);
+        _PyTraceMalloc_PutBack(caller, &old);
+    }
+    return res;
+}
+
+
+/* --- Remove ------------------------------------------------------------- */
+
+static Py_NO_INLINE void
+remove_slowly(const tracemalloc_caller *caller, bool own_table, bool uncount,
+              tracemalloc_removed *removed)
+{
+    bool found = false;
+    interp_state *tm = caller->interp;
+    int saved_errno = errno;
+    if (own_table && tm->tracing) {
+        found = _PyTraceMalloc_TakeFromTable(caller, tm, removed);
+    }
+    interp_state *main = &_PyRuntime._main_interpreter.tracemalloc;
+    if (!found && own_table && USE_CREDIT_AS_LOCK && caller->attached
+        && shares_obmalloc(tm) && main->tracing)
+    {
+        found = _PyTraceMalloc_TakeFromTable(caller, main, removed);
+    }
+    if (!found) {
+        found = _PyTraceMalloc_TakeListed(caller, false, removed);
+    }
+    if (found && uncount) {
+        _PyTraceMalloc_CountRemove(caller, removed->trace.size);
+    }
+    errno = saved_errno;
+}
+
+// The trace of a block of the "mem" or "object" domain is in no slot.
+static Py_NO_INLINE void
+remove_block_slowly(PyThreadState *tstate, tracemalloc_page **link,
+                    bool uncount, tracemalloc_removed *removed)
+{
+    interp_state *tm = &tstate->interp->tracemalloc;
+    tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
+    bool has_slot = _PyTraceMalloc_HasSlots(page)
+                    && !_Py_atomic_load_int_relaxed(&page->tabled)
+                    && _PyTraceMalloc_SlotAt(page, removed->trace.ptr) != NULL;
+    bool in_page = link != NULL && (page == NULL || has_slot);
+    if (in_page && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0) {
+        // It was allocated before tracing began.
+        return;
+    }
+    // Without the GIL all traces in the hash table are listed.
+    bool own_table = USE_CREDIT_AS_LOCK && !in_page
+                     && (tm->tracing || shares_obmalloc(tm));
+    if (own_table || may_be_listed(0, removed->trace.ptr)) {
+        tracemalloc_caller caller = attached_caller(tstate);
+        remove_slowly(&caller, own_table, uncount, removed);
+    }
+}
+
+// The counterpart of try_add_to_table().
+static inline bool
+try_remove_from_table(PyThreadState *tstate, uintptr_t ptr)
+{
+    interp_state *tm = &tstate->interp->tracemalloc;
+    thread_state *ts = thread_of(tstate);
+    tracemalloc_credit *credit = own_credit(tstate);
+    if (!USE_CREDIT_AS_LOCK || !tm->tracing
+        || !_PyTraceMalloc_EnterCredit(credit))
+    {
+        return false;
+    }
+    bool done = false;
+    tracemalloc_trace *trace = _PyTraceMalloc_TableFind(&tm->table, 0, ptr);
+    if (trace != NULL && !trace->listed
+        && trace->size <= (size_t)(credit->limit - credit->available))
+    {
+        ts->freed_traceback = trace->traceback;
+        ts->freed_owner = tm;
+        credit->available += (Py_ssize_t)trace->size;
+        _PyTraceMalloc_TableRemove(&tm->table, trace);
+        done = true;
+    }
+    _PyTraceMalloc_LeaveCredit(credit);
+    return done;
+}
+
+static Py_NO_INLINE void
+free_block_slowly(PyThreadState *tstate, tracemalloc_page **link,
+                  uintptr_t ptr)
+{
+    thread_state *ts = thread_of(tstate);
+    tracemalloc_removed removed = {.trace = {.ptr = ptr}};
+    remove_block_slowly(tstate, link, true, &removed);
+    ts->freed_traceback = removed.trace.traceback;
+    ts->freed_owner = removed.owner;
+}
+
+static Py_NO_INLINE void
+uncount_slowly(PyThreadState *tstate, size_t size)
+{
+    tracemalloc_caller caller = attached_caller(tstate);
+    _PyTraceMalloc_CountRemove(&caller, size);
+}
+
+void
+_PyTraceMalloc_FreeBlock(PyThreadState *tstate, uintptr_t ptr)
+{
+    thread_state *ts = thread_of(tstate);
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
+    tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
+    if (_PyTraceMalloc_HasSlots(page)) {
+        tracemalloc_slot *slot = _PyTraceMalloc_SlotAt(page, ptr);
+        if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
+            size_t size = slot->size;
+            ts->freed_traceback = slot->traceback;
+            ts->freed_owner = page->owner;
+            slot->traceback = _PyTraceMalloc_NO_TRACEBACK;
+            if (!_PyTraceMalloc_TryCountRemove(own_credit(tstate), size)) {
+                uncount_slowly(tstate, size);
+            }
+            return;
+        }
+    }
+    if (link != NULL || !try_remove_from_table(tstate, ptr)) {
+        free_block_slowly(tstate, link, ptr);
+    }
+}
+
+void
+_PyTraceMalloc_RemoveBlock(PyThreadState *tstate, tracemalloc_removed *removed)
+{
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp,
+                                                      removed->trace.ptr);
+    if (!take_from_slot(_PyTraceMalloc_LoadPage(link), removed)) {
+        remove_block_slowly(tstate, link, false, removed);
+    }
+}
+
+void
+_PyTraceMalloc_Remove(const tracemalloc_caller *caller, bool uncount,
+                      tracemalloc_removed *removed)
+{
+    if (may_be_listed(removed->trace.domain, removed->trace.ptr)) {
+        remove_slowly(caller, true, uncount, removed);
+    }
+}
+
+void
+_PyTraceMalloc_RemoveAnywhere(const tracemalloc_caller *caller,
+                              unsigned int domain, uintptr_t ptr)
+{
+    tracemalloc_removed removed = {.trace = {.ptr = ptr, .domain = domain}};
+    if (take_anywhere(caller, &removed)) {
+        _PyTraceMalloc_CountRemove(caller, removed.trace.size);
+    }
+}
+
+
+/* --- After a realloc() -------------------------------------------------- */
+
+static bool
+put_back(const tracemalloc_caller *caller, const tracemalloc_removed *removed)
+{
+    interp_state *tm = removed->owner;
+    const tracemalloc_trace *trace = &removed->trace;
+    if (!tm->tracing || tm->generation != removed->generation) {
+        return false;
+    }
+    if (!trace->listed && !trace->tracked && trace->domain == 0) {
+        tracemalloc_page *page = _PyTraceMalloc_LoadPage(
+            _PyTraceMalloc_PageLink(as_interp(tm), trace->ptr));
+        tracemalloc_slot *slot = NULL;
+        if (_PyTraceMalloc_HasSlots(page) && page->owner == tm) {
+            slot = _PyTraceMalloc_SlotAt(page, trace->ptr);
+        }
+        if (slot != NULL) {
+            slot->size = (uint32_t)trace->size;
+            slot->traceback = trace->traceback;
+            return true;
+        }
+    }
+    bool locked = _PyTraceMalloc_LockTable(caller, tm);
+    // Somebody may have tracked the block meanwhile.
+    bool done = (_PyTraceMalloc_TableFind(&tm->table, trace->domain,
+                                          trace->ptr) == NULL
+                 && _PyTraceMalloc_AddToTable(tm, trace, true) == 0);
+    unlock_own(tm, locked);
+    return done;
+}
+
+void
+_PyTraceMalloc_PutBack(const tracemalloc_caller *caller,
+                       const tracemalloc_removed *removed)
+{
+    bool done = false;
+    if (removed->owner == caller->interp) {
+        done = put_back(caller, removed);
+    }
+    else {
+        struct llist_node *node;
+        lock_runtime(caller);
+        llist_for_each(node, &RUNTIME->tracing) {
+            if (llist_data(node, interp_state, node) == removed->owner) {
+                done = put_back(caller, removed);
+                break;
+            }
+        }
+        unlock_runtime(caller);
+    }
+    if (!done) {
+        _PyTraceMalloc_CountRemove(caller, removed->trace.size);
+    }
+}
+
+
+/* --- Reattribute -------------------------------------------------------- */
+
+// The trace is in the hash table, or another interpreter has it.
+static Py_NO_INLINE void
+reattribute_slowly(PyThreadState *tstate, uintptr_t ptr)
+{
+    tracemalloc_removed removed = {.trace = {.ptr = ptr}};
+    uint32_t traceback;
+    _PyTraceMalloc_RemoveBlock(tstate, &removed);
+    if (removed.trace.traceback == _PyTraceMalloc_NO_TRACEBACK) {
+        return;
+    }
+    tracemalloc_caller caller = attached_caller(tstate);
+    if (capture(tstate, &traceback) < 0) {
+        // Without memory it keeps the old one.
+        _PyTraceMalloc_PutBack(&caller, &removed);
+    }
+    else if (removed.owner == caller.interp) {
+        removed.trace.traceback = traceback & _PyTraceMalloc_MAX_ID;
+        _PyTraceMalloc_PutBack(&caller, &removed);
+    }
+    else if (store_block(tstate, ptr, removed.trace.size, BLOCK_IN_PLACE,
+                         traceback) < 0)
+    {
+        _PyTraceMalloc_PutBack(&caller, &removed);
+    }
+    else {
+        _PyTraceMalloc_CountRemove(&caller, removed.trace.size);
+    }
+}
+
+void
+_PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op)
+{
+    uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
+    thread_state *ts = thread_of(tstate);
+    bool is_last = ts->last_block == ptr;
+    ts->last_block = 0;
+    if (is_last && is_at_last_place(tstate)) {
+        // A new object in a new block.
+        return;
+    }
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
+    tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
+    if (_PyTraceMalloc_HasSlots(page)
+        && page->owner == &tstate->interp->tracemalloc)
+    {
+        tracemalloc_slot *slot = _PyTraceMalloc_SlotAt(page, ptr);
+        uint32_t traceback;
+        if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
+            // Without memory it keeps the old one.
+            if (capture(tstate, &traceback) == 0) {
+                slot->traceback = traceback;
+            }
+            return;
+        }
+    }
+    if (link == NULL || page != NULL
+        || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0)
+    {
+        reattribute_slowly(tstate, ptr);
+    }
+}
