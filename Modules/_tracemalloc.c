@@ -224,12 +224,12 @@ _PyTraceMalloc_GetTraceback(unsigned int domain, uintptr_t ptr)
     if (_PyTraceMalloc_SnapshotBlock(domain, ptr, &snapshot) < 0) {
         return NULL;
     }
-    if (snapshot.ntraces == 0) {
-        Py_RETURN_NONE;
-    }
     PyObject *result = NULL;
     converter conv;
-    if (converter_init(&conv, &snapshot.intern) == 0) {
+    if (snapshot.ntraces == 0) {
+        result = Py_NewRef(Py_None);
+    }
+    else if (converter_init(&conv, &snapshot.intern) == 0) {
         result = Py_XNewRef(traceback_as_object(
             &conv, snapshot.traces[0].traceback));
         converter_fini(&conv);

@@ -19,15 +19,22 @@ from proof_builds import (
     git, output, run, source_id, write)
 
 HERE = pathlib.Path(__file__).resolve().parent
-OWN_TESTS = ('test_tracemalloc', 'test_tracemalloc_interpreters',
-             'test_tracemalloc_concurrent', 'test_tracemalloc_errors',
-             'test_tracemalloc_faults', 'test_tracemalloc_others',
-             'test_tracemalloc_oracle', 'test_tracemalloc_tracebacks',
-             'test_tracemalloc_storms')
-QUICK_TESTS = ('test_tracemalloc', 'test_tracemalloc_interpreters',
-               'test_tracemalloc_concurrent', 'test_tracemalloc_tracebacks')
+OWN_TESTS = ('test_tracemalloc', 'test_tracemalloc_concurrent',
+             'test_tracemalloc_counters', 'test_tracemalloc_errors',
+             'test_tracemalloc_fast_path', 'test_tracemalloc_faults',
+             'test_tracemalloc_filenames', 'test_tracemalloc_fork',
+             'test_tracemalloc_interpreters', 'test_tracemalloc_lifecycle',
+             'test_tracemalloc_nomemory', 'test_tracemalloc_oracle',
+             'test_tracemalloc_others', 'test_tracemalloc_reports',
+             'test_tracemalloc_threads', 'test_tracemalloc_tracebacks')
+QUICK_TESTS = ('test_tracemalloc', 'test_tracemalloc_concurrent',
+               'test_tracemalloc_counters', 'test_tracemalloc_filenames',
+               'test_tracemalloc_interpreters', 'test_tracemalloc_lifecycle',
+               'test_tracemalloc_reports', 'test_tracemalloc_threads',
+               'test_tracemalloc_tracebacks')
 # CPython itself has data races when interpreters are created while others run.
-NOT_LISTED = 'test_tracemalloc_concurrent'
+NOT_LISTED = ('test_tracemalloc_concurrent', 'test_tracemalloc_faults',
+              'test_tracemalloc_fast_path')
 # Seconds of the oracle in all, and of each other storm.
 ORACLE_SECONDS = float(os.environ.get('ORACLE_SECONDS') or 3600)
 STORM_SECONDS = float(os.environ.get('STORM_SECONDS') or 15)
@@ -299,7 +306,7 @@ class Listed(Step):
         namespace = {}
         exec((TREE / 'Lib/test/libregrtest/tsan.py').read_text(), namespace)
         for name in OWN_TESTS:
-            if name != NOT_LISTED:
+            if name not in NOT_LISTED:
                 result.add(name in namespace['TSAN_TESTS'],
                            f'{name} is not in TSAN_TESTS')
         for path in sorted((TREE / 'Tools/tsan').iterdir()):
@@ -738,7 +745,7 @@ def sanitizers():
                         f'{test}, {config}', tests=(test,), again=False,
                         timeout=7200,
                         baseline=(f'races-stock-{config}'
-                                  if test == NOT_LISTED else None))
+                                  if test == NOT_LISTED[0] else None))
     around = ('test_capi', 'test_embed', 'test_interpreters',
               'test__interpreters', 'test_threading', 'test_gc')
     for stock in 'stock-asan', 'asan':
@@ -793,8 +800,8 @@ def storms():
                         baseline=(f'races-stock-{config}'
                                   if config.endswith('tsan') else None))
     yield Tests('storms', 'forks', ['debug'],
-                'test_tracemalloc_storms with -u cpu: 1000 forks',
-                tests=('test_tracemalloc_storms',), regrtest=('-u', 'cpu'),
+                'test_tracemalloc_fork with -u cpu: 1000 forks',
+                tests=('test_tracemalloc_fork',), regrtest=('-u', 'cpu'),
                 timeout=7200, again=False)
 
 

@@ -16,7 +16,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 CONFIG=${CONFIG:-debug}
-OWN_TESTS=${OWN_TESTS-test_tracemalloc test_tracemalloc_interpreters test_tracemalloc_concurrent test_tracemalloc_oracle test_tracemalloc_tracebacks test_tracemalloc_storms test_tracemalloc_faults test_tracemalloc_errors test_tracemalloc_others test_tracemalloc_fast_path}
+OWN_TESTS=${OWN_TESTS-test_tracemalloc test_tracemalloc_concurrent test_tracemalloc_counters test_tracemalloc_errors test_tracemalloc_fast_path test_tracemalloc_faults test_tracemalloc_filenames test_tracemalloc_fork test_tracemalloc_interpreters test_tracemalloc_lifecycle test_tracemalloc_nomemory test_tracemalloc_oracle test_tracemalloc_others test_tracemalloc_reports test_tracemalloc_threads test_tracemalloc_tracebacks}
 TESTS=${TESTS-test_capi test_embed test_interpreters test__interpreters test__interpchannels test_threading test_fork1 test_gc test_sys test_warnings test_support test_inspect}
 TEST_TIMEOUT=${TEST_TIMEOUT:-600}
 TRACE=${TRACE:-}

@@ -7,20 +7,18 @@ once more, and the eval breaker of one that is ended is written without care.
 
 import unittest
 
-from test import test_tracemalloc_interpreters as base
-from test.test_tracemalloc_interpreters import CONFIGS, ScriptBase
+from test.support.tracemalloc_helper import CONFIGS, FIRST, ScriptBase
 
 
 class CreationTests(ScriptBase):
 
     def test_inheritance(self):
-        first = base.InheritanceTests.FIRST
         for config in CONFIGS:
             with self.subTest(config=config):
                 self.run_script(f"""
                     def target():
                         interp = _interpreters.create({config!r})
-                        run(interp, {first!r})
+                        run(interp, {FIRST!r})
                         _interpreters.destroy(interp)
                     run_threads([target] * 4)
                     check_sums()

@@ -1,20 +1,14 @@
-"""tracemalloc when memory is damaged or lacking, or a thread is held up.
-
-Each test here was seen to fail with a fault put into the C code.
-"""
+"""tracemalloc and fatal errors, or where something cannot be had."""
 
 import textwrap
 import unittest
 
 from test import support
+from test.support import import_helper
 from test.support import script_helper
-from test import test_tracemalloc_interpreters as base
-from test.test_tracemalloc_faults import FaultsBase
-from test.test_tracemalloc_interpreters import (
-    CONFIGS, ScriptBase)
+from test.support.tracemalloc_helper import (
+    CONFIGS, MARK, PRELUDE, ScriptBase)
 
-
-# --- Fatal errors ----------------------------------------------------------
 
 class FatalErrorTests(ScriptBase):
     """What the debug allocators say of a block that is damaged."""
@@ -23,7 +17,7 @@ class FatalErrorTests(ScriptBase):
     ENABLE = 'Enable tracemalloc to get the memory block allocation traceback'
 
     def run_fatal(self, script):
-        script = (base.PRELUDE + textwrap.dedent("""
+        script = (PRELUDE + textwrap.dedent("""
             def work():
                 global addr
                 addr = capi.tracemalloc_raw_malloc(100)
@@ -114,202 +108,119 @@ class FatalErrorTests(ScriptBase):
                 self.assertIn(f'{self.FOUND}  File "{escaped}", line 702\n',
                               err)
 
-
-# --- Threads that are held up ----------------------------------------------
-
-class HeldUpTests(FaultsBase):
-    """Something happens while a thread reallocates a block."""
-
-    def test_reallocate(self):
-        self.run_faults("""
-            def track():
-                assert capi.tracemalloc_track(0, addr, OTHER) == 0
-
-            def check(domain, meanwhile, new):
-                global addr
-                addr = malloc(domain, OLD)
-                moved = []
-                hold_up(new, lambda: moved.append(realloc(domain, addr, new)),
-                        meanwhile, True)
-                addr2, = moved
-                assert (addr2 is None) == (new == TOO_MUCH)
-                if addr2 is not None and addr2 != addr:
-                    # There is no block any more: nobody will free it.
-                    capi.tracemalloc_untrack(0, addr)
-                check_sums()
-                found = sizes()
-                old, other = found.count(OLD), found.count(OTHER)
-                what = domain, meanwhile, new, old, other
-                if addr2 is not None:
-                    # The new block has the new trace alone.
-                    assert found.count(NEW) == 1, what
-                    assert old == other == 0, what
-                elif meanwhile is track:
-                    # The block is where it was.  It has the trace that it
-                    # was given last.
-                    assert (old, other) == (0, 1), what
-                elif meanwhile is tracemalloc.clear_traces:
-                    assert old == 0, what
-                free(domain, addr if addr2 is None else addr2)
-                found = sizes()
-                assert OLD not in found, what
-                assert NEW not in found, what
-                assert OTHER not in found, what
-                check_sums()
-
-            tracemalloc.start()
-            for domain, meanwhile, new in product(
-                    ('raw', 'mem', 'obj'),
-                    (track, tracemalloc.clear_traces),
-                    (NEW, TOO_MUCH)):
-                for _ in range(20):
-                    check(domain, meanwhile, new)
-            kept = [malloc('raw', 100) for _ in range(3000)]
-            check_sums()
-            for addr in kept:
-                free('raw', addr)
-            check_sums()
-            """)
+    def test_traceback_of_block_being_freed(self):
+        import_helper.import_module('_testcapi')
+        for func in 'pymem_buffer_overflow', 'pymem_api_misuse':
+            with self.subTest(func), support.SuppressCrashReport():
+                rc, out, err = script_helper.assert_python_failure(
+                    '-X', 'tracemalloc=2', '-c',
+                    f'import _testcapi\n_testcapi.{func}()',
+                    PYTHONMALLOC='debug')
+                self.assertIn(b'Memory block allocated at (most recent call '
+                              b'first):\n  File "<string>", line 2\n', err)
 
 
-# --- No memory -------------------------------------------------------------
+class KeyTests(ScriptBase):
+    """Keys of thread specific storage."""
 
-class NoMemoryTests(FaultsBase):
-
-    # Lines that were not traced before, and all requests fail there but the
-    # one for the block itself.
-    LINES = """
-        code = compile('def func(*args): return call(*args)', 'x', 'exec')
-        call = capi.tracemalloc_realloc_failing
-        exec(code)
-
-        def at_new_line(n, *args):
-            func.__code__ = func.__code__.replace(co_firstlineno=n + 1)
-            return func(*args)
-        """
-
-    def run_lines(self, script):
-        self.run_faults(textwrap.dedent(self.LINES) + textwrap.dedent(script))
-
-    def test_new_block(self):
-        # If its trace cannot be stored then there is no block.
-        self.run_lines("""
-            for domain, size in product(('raw', 'mem', 'obj'), (333, OLD)):
-                tracemalloc.start()
-                refused = 0
-                for n in range(50_000):
-                    addr, failed, lost = at_new_line(
-                        n, domain, 0, size, 0, sys.maxsize, True)
-                    assert not lost
-                    if addr is None:
-                        refused += 1
-                        assert failed
-                        if size == OLD:
-                            assert OLD not in sizes()
-                        check_sums()
-                        if refused == 5:
-                            break
+    def test_no_keys_left(self):
+        self.run_script("""
+            interps = [_interpreters.create(config)
+                       for config in ('legacy', 'isolated')]
+            keys = capi.tracemalloc_take_keys(0)
+            if keys is None:
+                sys.exit()
+            source = '''if 1:
+                import _tracemalloc as tracemalloc
+                for _ in range(3):
+                    try:
+                        tracemalloc.start(4)
+                    except RuntimeError:
+                        pass
                     else:
-                        assert get_traceback(addr) == (('x', n + 1),), n
-                        free(domain, addr)
-                assert refused == 5, (domain, size)
-                tracemalloc.stop()
+                        raise AssertionError('no error')
+                    assert not tracemalloc.is_tracing()
+                    assert tracemalloc.get_traceback_limit() == 1
+                    assert tracemalloc.get_traced_memory() == (0, 0)
+                    assert tracemalloc._get_traces() == []
+                    tracemalloc.stop()
+                '''
+            exec(source)
+            for interp in interps:
+                run(interp, source)
+            # More interpreters need no key.
+            run(_interpreters.create('isolated'), 'pass')
+            del keys
+            source = 'import _tracemalloc as t; t.start(); x = [[]]'
+            exec(source)
+            for interp in interps:
+                run(interp, source)
+            check_sums(*interps)
             """)
 
-    def test_failed_allocation(self):
-        # There is no block, and so no trace.
-        self.run_faults("""
-            tracemalloc.start()
-            for how in 'attached', 'detached', 'stateless':
-                for func in (capi.tracemalloc_raw_malloc,
-                             capi.tracemalloc_raw_calloc,
-                             lambda *args: capi.tracemalloc_raw_realloc(
-                                 0, *args)):
-                    before = tracemalloc.get_traced_memory()[0]
-                    assert func(TOO_MUCH, how) is None
-                    after = tracemalloc.get_traced_memory()[0]
-                    assert abs(after - before) < 10_000, (how, func)
-                    assert TOO_MUCH not in sizes(), (how, func)
-                    assert get_traceback(0) is None
+    def test_one_key_left(self):
+        # stop() and the end of an interpreter give the key back.
+        self.run_script("""
+            def can_start(interp):
+                excinfo = _interpreters.exec(interp, '''if 1:
+                    import _tracemalloc as tracemalloc
+                    tracemalloc.start()
+                    ''')
+                if excinfo is not None:
+                    assert excinfo.type.__name__ == 'RuntimeError', excinfo
+                return excinfo is None
+            first = _interpreters.create('isolated')
+            second = _interpreters.create('isolated')
+            keys = capi.tracemalloc_take_keys(1)
+            if keys is None:
+                sys.exit()
+            assert can_start(first)
+            assert not can_start(second)
+            run(first, 'tracemalloc.stop()')
+            assert can_start(second)
+            assert not can_start(first)
+            _interpreters.destroy(second)
+            assert can_start(first)
+            """)
+
+    def test_no_key_for_new_interpreter(self):
+        # It inherits -X tracemalloc all the same.  Only what a thread
+        # allocates without the GIL needs a key: that is not traced then.
+        for config in CONFIGS:
+            with self.subTest(config):
+                self.run_script(f"""
+                    keys = capi.tracemalloc_take_keys(0)
+                    if keys is None:
+                        sys.exit()
+                    interp = _interpreters.create({config!r})
+                    run(interp, '''if 1:
+                        import _testinternalcapi as capi
+                        import _tracemalloc as tracemalloc
+                        assert tracemalloc.is_tracing()
+                        def check(how, expected):
+                            addr = capi.tracemalloc_raw_malloc({MARK}, how)
+                            assert count() == expected, (how, count())
+                            capi.tracemalloc_raw_free(addr, how)
+                            assert count() == 0, how
+                        def count():
+                            return [trace[1] for trace
+                                    in tracemalloc._get_traces()].count({MARK})
+                        check('attached', 1)
+                        check('detached', 0)
+                        addr = capi.tracemalloc_raw_malloc({MARK})
+                        capi.tracemalloc_raw_free(addr, 'detached')
+                        assert count() == 0
+                        ''')
+                    check_sums(interp)
+                    del keys
+                    run(interp, '''if 1:
+                        check('attached', 1)
+                        check('detached', 1)
+                        ''')
+                    check_sums(interp)
+                    _interpreters.destroy(interp)
                     check_sums()
-            for domain in 'raw', 'mem', 'obj':
-                for size in 333, OLD, TOO_MUCH:
-                    tracemalloc.clear_traces()
-                    addr, failed, _ = capi.tracemalloc_realloc_failing(
-                        domain, 0, size, 0, sys.maxsize, False)
-                    assert addr is None
-                    assert failed
-                    assert get_traceback(0) is None
-                    assert size == 333 or size not in sizes()
-                    check_sums()
-            """)
-
-    def test_reallocation(self):
-        # Only the allocator itself can fail.
-        self.run_lines("""
-            tracemalloc.start()
-            n = 0
-            for domain, old, new, traced in product(
-                    ('raw', 'mem', 'obj'), (333, OLD), (444, NEW),
-                    (True, False)):
-                failures = 0
-                for _ in range(200):
-                    n += 1
-                    addr = malloc(domain, old)
-                    if not traced:
-                        tracemalloc.clear_traces()
-                    addr, failed, _ = at_new_line(
-                        n, domain, addr, new, 0, sys.maxsize, True)
-                    what = domain, old, new, traced
-                    assert addr is not None, what
-                    if traced:
-                        # At this line, or nobody knows where.
-                        assert get_traceback(addr) in (
-                            (('x', n + 1),), (('<unknown>', 0),)), what
-                    failures += failed
-                    free(domain, addr)
-                check_sums()
-            """)
-
-    def test_reused_object(self):
-        # A float comes from the free list, where no traceback can be made:
-        # it has the old one still.
-        self.run_lines("""
-            call = capi.tracemalloc_call_failing
-            namespace = {'box': [None], 'float': float}
-            exec('def reuse(): box[0] = float(2)', namespace)
-            box, reuse = namespace['box'], namespace['reuse']
-            reuse.__code__ = reuse.__code__.replace(co_filename='x')
-            tracemalloc.start()
-            kept = [float(i) for i in range(300)]
-            box[0] = float(1)
-            address = id(box[0])
-            refused = 0
-            for n in range(50_000):
-                lineno = 2 * n + 1
-                reuse.__code__ = reuse.__code__.replace(
-                    co_firstlineno=lineno)
-                old = get_traceback(address)
-                assert old
-                box[0] = None
-                exc, failed = call(reuse, 0, sys.maxsize)
-                assert exc is None, exc
-                assert id(box[0]) == address
-                found = get_traceback(address)
-                if found != (('x', lineno),):
-                    assert failed, n
-                    assert found == old, (found, old, n)
-                    refused += 1
-                    if refused == 5:
-                        break
-                    # A new place, the next time.
-                    tracemalloc.clear_traces()
-                    kept.append(box[0])
-                    box[0] = float(len(kept))
-                    address = id(box[0])
-            assert refused == 5, refused
-            check_sums()
-            """)
+                    """, '-X', 'tracemalloc')
 
 
 if __name__ == '__main__':

@@ -5,86 +5,18 @@ know what tracemalloc has to do, and nothing of how it does it.
 """
 
 import sys
-import textwrap
 import unittest
 
 from test import support
 from test.support import import_helper
-from test import test_tracemalloc_interpreters as base
-from test.test_tracemalloc_interpreters import (
-    ADDRESS, CONFIGS, DOMAIN, MARK, ScriptBase, TestBase)
+from test.support.tracemalloc_helper import (
+    ADDRESS, CONFIGS, DOMAIN, MARK, FaultsBase, TestBase, get_lineno)
 from test.test_tracemalloc_tracebacks import TracebackTestCase, frames_of
 
 tracemalloc = import_helper.import_module('_tracemalloc')
 capi = import_helper.import_module('_testinternalcapi')
 
 GB = 1 << 30
-
-
-# What most scripts begin with.  The allocators of this are below the hooks.
-SETUP = """\
-from itertools import product
-
-OLD, NEW, OTHER = 10_001, 20_002, 30_003
-# More than any allocator has.
-TOO_MUCH = sys.maxsize - 4096
-
-def sizes():
-    return [trace[1] for trace in tracemalloc._get_traces()]
-
-def get_traceback(addr):
-    return capi._PyTraceMalloc_GetTraceback(0, addr)
-
-def realloc(domain, addr, size):
-    # No request fails.
-    return capi.tracemalloc_realloc_failing(
-        domain, addr, size, 0, 0, False)[0]
-
-def malloc(domain, size):
-    return realloc(domain, 0, size)
-
-def free(domain, addr):
-    capi.tracemalloc_domain_free(domain, addr)
-
-def create(config):
-    interp = _interpreters.create(config)
-    run(interp, '''if 1:
-        import _testinternalcapi as capi
-        import _tracemalloc as tracemalloc
-        def sizes():
-            return [trace[1] for trace in tracemalloc._get_traces()]
-        tracemalloc.start()
-        ''')
-    return interp
-
-def hold_up(key, func, meanwhile, detach=False):
-    '''Call func() in a thread, and something else when it is at the gate.'''
-    errors = []
-    def target():
-        try:
-            func()
-        except BaseException as exc:
-            errors.append(exc)
-    capi.tracemalloc_gate_close(key, detach)
-    thread = threading.Thread(target=target)
-    thread.start()
-    try:
-        capi.tracemalloc_gate_wait(TIMEOUT)
-        return meanwhile()
-    finally:
-        capi.tracemalloc_gate_open()
-        thread.join()
-        for exc in errors:
-            raise exc
-
-capi.tracemalloc_below_install()
-"""
-
-
-class FaultsBase(ScriptBase):
-
-    def run_faults(self, script, *args):
-        self.run_script(SETUP + textwrap.dedent(script), *args)
 
 
 # --- Blocks that are freed -------------------------------------------------
@@ -242,7 +174,7 @@ class FreeListTests(TestBase):
         large = filter(three.__lt__, products)
         del products
         found = next(large)
-        lineno = base.get_lineno() - 1
+        lineno = get_lineno() - 1
         self.assertEqual(found, 4.0)
         self.assertEqual(tracemalloc._get_object_traceback(found),
                          ((__file__, lineno),))
@@ -397,6 +329,25 @@ class MemoryTests(FaultsBase):
 
     def test_nothing(self):
         self.check("pass", 0)
+
+    def test_queries(self):
+        # They give back what they needed, whether or not there is a trace.
+        self.run_script("""
+            old = bytearray(1)
+            capi.tracemalloc_count_raw()
+            tracemalloc.start(3)
+            new = bytearray(1)
+            for query in (tracemalloc._get_traces,
+                          lambda: tracemalloc._get_object_traceback(old),
+                          lambda: tracemalloc._get_object_traceback(new)):
+                # Python keeps some memory the first time.
+                for i in range(2000):
+                    if i == 1000:
+                        before = capi.tracemalloc_counted_raw()
+                    query()
+                grown = capi.tracemalloc_counted_raw() - before
+                assert grown < 5000, (query, grown)
+            """)
 
     def test_small_objects(self):
         self.check("kept = [object() for _ in kept]", 24_000 * 4)

@@ -1,4 +1,4 @@
-"""tracemalloc among others: wrong sizes, other allocators, filters.
+"""tracemalloc among others: wrong sizes, other hooks, filters.
 
 Whatever others do, tracing goes on, and so do they.
 """
@@ -7,10 +7,10 @@ import sys
 import textwrap
 import unittest
 
+from test import support
 from test.support import import_helper
-from test.test_tracemalloc_faults import FaultsBase
-from test.test_tracemalloc_interpreters import (
-    ADDRESS, DOMAIN, ScriptBase, TestBase)
+from test.support.tracemalloc_helper import (
+    ADDRESS, DOMAIN, FaultsBase, ScriptBase, TestBase, get_lineno)
 
 tracemalloc = import_helper.import_module('_tracemalloc')
 capi = import_helper.import_module('_testinternalcapi')
@@ -137,6 +137,145 @@ class OtherAllocatorTests(ScriptBase):
             """)
 
 
+class AllocatorsBelowTests(ScriptBase):
+    """Somebody's allocators are below the hooks."""
+
+    def test_allocators_below(self):
+        # What is below the hooks is recorded for ever, but only once.
+        self.run_twice("""
+            def cycle():
+                capi.tracemalloc_below_install()
+                tracemalloc.start()
+                tracemalloc.stop()
+                capi.tracemalloc_below_remove()
+                tracemalloc.start()
+                tracemalloc.stop()
+            cycle()
+            count = capi.tracemalloc_records()
+            for _ in range(5):
+                cycle()
+            assert capi.tracemalloc_records() == count
+            """)
+
+    def test_allocators_below_removed(self):
+        # Whoever was below the hooks sets what was there before, as if nobody
+        # was above.  The hooks go in again when somebody starts.
+        self.run_twice("""
+            def check(func):
+                func('tracemalloc.start()')
+                func('kept = bytearray(1000)')
+                func('assert tracemalloc._get_object_traceback(kept)')
+                func('del kept')
+
+            interp = _interpreters.create('isolated')
+            run(interp, 'import _tracemalloc as tracemalloc')
+            def others(source):
+                run(interp, source)
+            def mine(source):
+                exec(source, globals())
+
+            # This interpreter may go on tracing, in vain.
+            for stop, func, ids in ((True, mine, ()),
+                                    (True, others, (interp,)),
+                                    (False, others, (interp,))):
+                capi.tracemalloc_below_install()
+                check(mine)
+                capi.tracemalloc_below_remove()
+                if stop:
+                    tracemalloc.stop()
+                check(func)
+                check_sums(*ids)
+                others('tracemalloc.stop()')
+                tracemalloc.stop()
+            """)
+
+
+class RefTracerTests(TestBase):
+    """tracemalloc has a PyRefTracer of its own, and leaves a user's alone."""
+
+    def setUp(self):
+        super().setUp()
+        if capi.tracemalloc_get_ref_tracer() is not None:
+            self.skipTest("there is a reference tracer")
+        self.addCleanup(capi.tracemalloc_unset_ref_tracer)
+
+    def check_counts(self):
+        before = capi.tracemalloc_get_ref_tracer()
+        self.assertIsInstance(before, tuple)
+        for _ in range(1000):
+            object()
+        after = capi.tracemalloc_get_ref_tracer()
+        self.assertIsInstance(after, tuple)
+        self.assertGreaterEqual(after[0] - before[0], 1000)
+        self.assertGreaterEqual(after[1] - before[1], 1000)
+
+    def test_set_before_start(self):
+        capi.tracemalloc_set_ref_tracer()
+        self.check_counts()
+        tracemalloc.start()
+        self.check_counts()
+        tracemalloc.stop()
+        self.check_counts()
+        tracemalloc.start()
+        tracemalloc.start()
+        self.check_counts()
+        tracemalloc.stop()
+        self.check_counts()
+
+    def test_set_while_tracing(self):
+        tracemalloc.start()
+        capi.tracemalloc_set_ref_tracer()
+        self.check_counts()
+        tracemalloc.stop()
+        self.check_counts()
+
+    def test_unset_while_tracing(self):
+        capi.tracemalloc_set_ref_tracer()
+        tracemalloc.start()
+        capi.tracemalloc_unset_ref_tracer()
+        self.assertIsNone(capi.tracemalloc_get_ref_tracer())
+        tracemalloc.stop()
+        self.assertIsNone(capi.tracemalloc_get_ref_tracer())
+
+    def test_none_set(self):
+        tracemalloc.start()
+        self.assertIsNone(capi.tracemalloc_get_ref_tracer())
+        tracemalloc.stop()
+        self.assertIsNone(capi.tracemalloc_get_ref_tracer())
+
+    def test_several_interpreters(self):
+        interp = self.create('isolated')
+        capi.tracemalloc_set_ref_tracer()
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        self.check_counts()
+        tracemalloc.stop()
+        self.check_counts()
+        interp.run("tracemalloc.stop()")
+        self.check_counts()
+
+    def test_reused_objects(self):
+        # bpo-35053: an object from a free list has the traceback of its
+        # last creation, whether or not there is a user's tracer.
+        for user in False, True:
+            with self.subTest(user=user):
+                if user:
+                    capi.tracemalloc_set_ref_tracer()
+                support.gc_collect()
+                with support.disable_gc():
+                    tracemalloc.start()
+                    # More than there are in the free list already.  The
+                    # last ones, which are traced, go back there first.
+                    lists = [[None] for _ in range(1000)]
+                    while lists:
+                        lists.pop()
+                    again = [None]
+                    lineno = get_lineno() - 1
+                    traceback = tracemalloc._get_object_traceback(again)
+                    tracemalloc.stop()
+                self.assertEqual(traceback, ((__file__, lineno),))
+
+
 class ErrnoTests(FaultsBase):
     """Whoever frees memory finds errno as it was."""
 
@@ -150,7 +289,8 @@ class ErrnoTests(FaultsBase):
             # The first requests may be those of the call.
             tracemalloc.start()
             for domain, size, start in product(
-                    ('raw', 'mem', 'obj'), (100, 5000), (0, 1, 2, 3, TOO_MUCH)):
+                    ('raw', 'mem', 'obj'), (100, 5000),
+                    (0, 1, 2, 3, TOO_MUCH)):
                 addrs = [malloc(domain, size) for _ in range(3000)]
                 result = [None]
                 exc, _ = capi.tracemalloc_call_failing(

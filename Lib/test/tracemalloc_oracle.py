@@ -1,4 +1,4 @@
-"""Compare tracemalloc with books of its own, in random order of events.
+"""Compare tracemalloc with a model of it, in random order of events.
 
     ./python -m test.tracemalloc_oracle --minutes 10
 

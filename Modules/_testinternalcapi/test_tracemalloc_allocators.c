@@ -1,14 +1,14 @@
-/* Allocators of other people, for test_tracemalloc_faults and
-   test_tracemalloc_others.
-
-   Python code cannot set an allocator, count what goes through it, damage a
-   block or look at errno.  The functions here do that through the public C
-   API.  They know nothing of how tracemalloc works.
-
-   What is kept here comes from the C library's malloc(), so that it is in no
-   trace. */
+// Allocators of other people, for the tests of tracemalloc.
+//
+// Python code cannot set an allocator, count what goes through it, damage a
+// block or look at errno.  The functions here do that through the public C
+// API.  They know nothing of how tracemalloc works.
+//
+// What is kept here comes from the C library's malloc(), so that it is in no
+// trace.
 
 #include "parts.h"
+#include "test_tracemalloc.h"
 
 #include <errno.h>                // errno
 #include <stdlib.h>               // malloc(), calloc()
@@ -25,40 +25,23 @@
 #endif
 
 
-/* --- Arguments ---------------------------------------------------------- */
+/* --- Get, set, put one on top ------------------------------------------- */
 
 static int
 domain_converter(PyObject *arg, void *out)
 {
-    static const char * const names[] = {"raw", "mem", "obj"};
-    const char *name = PyUnicode_AsUTF8(arg);
-    if (name == NULL) {
+    const domain_functions *functions;
+    if (!_PyTestTracemalloc_DomainConverter(arg, &functions)) {
         return 0;
     }
-    for (int i = 0; i < (int)Py_ARRAY_LENGTH(names); i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *(PyMemAllocatorDomain *)out = (PyMemAllocatorDomain)i;
-            return 1;
-        }
-    }
-    PyErr_Format(PyExc_ValueError, "unknown allocator domain: '%s'", name);
-    return 0;
+    *(PyMemAllocatorDomain *)out =
+        (PyMemAllocatorDomain)(functions - _PyTestTracemalloc_Domains);
+    return 1;
 }
-
-static int
-address_converter(PyObject *arg, void *out)
-{
-    void *ptr = PyLong_AsVoidPtr(arg);
-    *(void **)out = ptr;
-    return ptr != NULL || !PyErr_Occurred();
-}
-
-
-/* --- Get, set, put one on top ------------------------------------------- */
 
 #define ALLOCATOR_CAPSULE "_testinternalcapi.tracemalloc_allocator"
 
-/* Never freed: another thread may be in it at any time. */
+// Never freed: another thread may be in it at any time.
 static PyMemAllocatorEx *
 new_allocator(void)
 {
@@ -173,10 +156,10 @@ tracemalloc_set_on_top(PyObject *self, PyObject *args)
 
 /* --- An allocator that counts ------------------------------------------- */
 
-/* The sizes of its blocks are in a hash table: linear probing, and deletion
-   that moves later entries back.  It is never full: when 7 of 8 slots are
-   used, new blocks are not counted any more.  Blocks that it does not know
-   were there before it. */
+// The sizes of its blocks are in a hash table: linear probing, and deletion
+// that moves later entries back.  It is never full: when 7 of 8 slots are
+// used, new blocks are not counted any more.  Blocks that it does not know
+// were there before it.
 
 #define COUNTED_BITS 20
 #define COUNTED_SLOTS ((size_t)1 << COUNTED_BITS)
@@ -229,7 +212,7 @@ count_block(void *ptr, size_t size)
     PyThread_release_lock(counted.lock);
 }
 
-/* A slot is free.  Move entries there that are not in their place. */
+// A slot is free.  Move entries there that are not in their place.
 static void
 close_gap(size_t gap)
 {
@@ -246,7 +229,7 @@ close_gap(size_t gap)
     counted.slots[gap].ptr = 0;
 }
 
-/* Returns the size of the block, or 0. */
+// Returns the size of the block, or 0.
 static size_t
 uncount_block(void *ptr)
 {
@@ -364,27 +347,13 @@ tracemalloc_damage(PyObject *self, PyObject *args)
 {
     char *ptr;
     Py_ssize_t size;
-    if (!PyArg_ParseTuple(args, "O&n", address_converter, &ptr, &size)) {
+    if (!PyArg_ParseTuple(args, "O&n", _PyTestTracemalloc_AddressConverter,
+                          &ptr, &size))
+    {
         return NULL;
     }
     ptr[size] ^= 1;
     Py_RETURN_NONE;
-}
-
-static void
-domain_free(PyMemAllocatorDomain domain, void *ptr)
-{
-    switch (domain) {
-    case PYMEM_DOMAIN_RAW:
-        PyMem_RawFree(ptr);
-        break;
-    case PYMEM_DOMAIN_MEM:
-        PyMem_Free(ptr);
-        break;
-    case PYMEM_DOMAIN_OBJ:
-        PyObject_Free(ptr);
-        break;
-    }
 }
 
 PyDoc_STRVAR(free_and_errno_doc,
@@ -395,10 +364,10 @@ PyDoc_STRVAR(free_and_errno_doc,
 static PyObject *
 tracemalloc_free_and_errno(PyObject *self, PyObject *args)
 {
-    PyMemAllocatorDomain domain;
+    const domain_functions *domain;
     PyObject *list;
-    if (!PyArg_ParseTuple(args, "O&O!", domain_converter, &domain,
-                          &PyList_Type, &list))
+    if (!PyArg_ParseTuple(args, "O&O!", _PyTestTracemalloc_DomainConverter,
+                          &domain, &PyList_Type, &list))
     {
         return NULL;
     }
@@ -409,7 +378,7 @@ tracemalloc_free_and_errno(PyObject *self, PyObject *args)
             return NULL;
         }
         errno = EDOM;
-        domain_free(domain, ptr);
+        domain->free(ptr);
         changed += errno != EDOM;
     }
     return PyLong_FromSsize_t(changed);
@@ -472,8 +441,5 @@ static PyMethodDef test_methods[] = {
 int
 _PyTestInternalCapi_Init_TracemallocAllocators(PyObject *module)
 {
-    if (PyModule_AddFunctions(module, test_methods) < 0) {
-        return -1;
-    }
-    return 0;
+    return PyModule_AddFunctions(module, test_methods);
 }

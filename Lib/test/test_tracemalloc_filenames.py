@@ -1,0 +1,108 @@
+"""The filenames in tracebacks."""
+
+import unittest
+
+from test.support.tracemalloc_helper import ScriptBase
+
+
+class ReferenceTests(ScriptBase):
+    """tracemalloc keeps no object alive and runs no Python code."""
+
+    def test_filename_is_not_kept(self):
+        self.run_twice("""
+            name = ''.join(['some', 'where', '.py'])
+            code = compile('kept = [object() for _ in range(50)]', 'x', 'exec')
+            code = code.replace(co_filename=name)
+            before = sys.getrefcount(name)
+            tracemalloc.start(5)
+            exec(code)
+            assert tracemalloc._get_object_traceback(kept[9])[0][0] == name
+            assert sys.getrefcount(name) == before
+            tracemalloc.clear_traces()
+            assert sys.getrefcount(name) == before
+            exec(code)
+            tracemalloc.stop()
+            assert sys.getrefcount(name) == before
+            """)
+
+    def test_filename_dies(self):
+        # The text of the filename outlives the object.
+        self.run_twice("""
+            import gc
+            import weakref
+            class Name(str):
+                pass
+            name = Name('nowhere.py')
+            dead = weakref.ref(name)
+            code = compile('kept = bytearray(5000)', 'x', 'exec')
+            code = code.replace(co_filename=name)
+            tracemalloc.start()
+            exec(code)
+            del code, name
+            gc.collect()
+            assert dead() is None
+            (filename, lineno), = tracemalloc._get_object_traceback(kept)
+            assert type(filename) is str
+            assert filename == 'nowhere.py', filename
+            tracemalloc.clear_traces()
+            """)
+
+    def test_clear_drops_last_reference(self):
+        # The last reference to a filename must not be dropped under a lock
+        # that its deallocation needs.
+        self.run_twice("""
+            for i in range(20):
+                tracemalloc.start()
+                name = 'name %d of a file that is soon gone' % i
+                exec(compile('obj = object()', name, 'exec'))
+                del name
+                tracemalloc.clear_traces()
+                tracemalloc.stop()
+            """)
+
+    def test_hooks_run_no_code(self):
+        self.run_twice("""
+            calls = []
+            class Name(str):
+                def __hash__(self):
+                    calls.append('__hash__')
+                    return 7
+                def __eq__(self, other):
+                    calls.append('__eq__')
+                    return True
+                def __del__(self):
+                    calls.append('__del__')
+            names = [Name('one.py'), Name('two.py')]
+            code = compile('kept.append(bytearray(5000))', 'x', 'exec')
+            codes = [code.replace(co_filename=name) for name in names]
+            kept = []
+            del calls[:]
+            tracemalloc.start()
+            for code in codes:
+                exec(code)
+            found = [tracemalloc._get_object_traceback(obj) for obj in kept]
+            tracemalloc.clear_traces()
+            tracemalloc.stop()
+            assert calls == [], calls
+            assert [traceback[0][0] for traceback in found] \\
+                == ['one.py', 'two.py'], found
+            """)
+
+    def test_filenames(self):
+        # Every kind of str comes back as it was.
+        self.run_twice(r"""
+            names = ['a.py', '\xe9.py', '\u20ac.py', '\U0001f40d.py',
+                     'a\0b.py', '\udcff.py', '', 'x' * 5000]
+            kept = []
+            code = compile('kept.append(bytearray(5000))', 'x', 'exec')
+            tracemalloc.start()
+            for name in names:
+                exec(code.replace(co_filename=name))
+            found = [tracemalloc._get_object_traceback(obj)[0][0]
+                     for obj in kept]
+            assert found == names, found
+            """)
+
+
+if __name__ == '__main__':
+    unittest.main()

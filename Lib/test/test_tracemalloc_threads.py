@@ -1,0 +1,399 @@
+"""Threads of all kinds: whose block it is, and with what traceback.
+
+A thread may have its thread state attached, detached, or have none.
+"""
+
+import sys
+import unittest
+
+from test.support import import_helper
+from test.support.tracemalloc_helper import (
+    ADDRESS, DOMAIN, MARK, TIMEOUT, UNKNOWN,
+    FaultsBase, ScriptBase, TestBase, full_address_space, get_lineno)
+
+tracemalloc = import_helper.import_module('_tracemalloc')
+capi = import_helper.import_module('_testinternalcapi')
+
+
+# --- The raw domain and native threads ----------------------------------
+
+class RawTests:
+    """Whose block it is, and with what traceback."""
+
+    def test_detached(self):
+        interp = self.create(self.config)
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        for name in 'malloc', 'calloc':
+            with self.subTest(name):
+                interp.run(f"""
+                    def allocate():
+                        return capi.tracemalloc_raw_{name}({MARK}, 'detached')
+                    addr = allocate()
+                    """)
+                addr = interp.ask("addr")
+                self.assertEqual(self.ask_traceback(interp, addr),
+                                 (('<string>', 3),))
+                self.assertEqual(self.count(interp=interp), 1)
+                self.assertIsNone(self.get_traceback(addr))
+                self.assert_sums(interp)
+                interp.run("capi.tracemalloc_raw_free(addr, 'detached')")
+                self.assertEqual(self.count(interp=interp), 0)
+                self.assert_sums(interp)
+
+    def test_detached_realloc(self):
+        interp = self.create(self.config)
+        interp.run("""
+            tracemalloc.start(2)
+            def allocate():
+                addr = capi.tracemalloc_raw_malloc(100, 'detached')
+                return capi.tracemalloc_raw_realloc(addr, 4000, 'detached')
+            addr = allocate()
+            """)
+        self.assertEqual(self.ask_traceback(interp, interp.ask("addr")),
+                         (('<string>', 5), ('<string>', 6)))
+        interp.run("capi.tracemalloc_raw_free(addr, 'detached')")
+        self.assert_sums(interp)
+
+    def test_stateless(self):
+        # A thread without a thread state belongs to the main interpreter,
+        # whoever has started it.
+        interp = self.create(self.config)
+        tracemalloc.start(3)
+        interp.run("tracemalloc.start(3)")
+        addr = interp.ask(
+            f"capi.tracemalloc_raw_malloc({MARK}, 'stateless', {TIMEOUT})")
+        self.assertEqual(self.get_traceback(addr), UNKNOWN)
+        self.assertEqual(self.count(), 1)
+        self.assertEqual(self.count(interp=interp), 0)
+        self.assert_sums(interp)
+        addr = interp.ask(f"capi.tracemalloc_raw_realloc({addr}, {MARK + 9}, "
+                          f"'stateless', {TIMEOUT})")
+        self.assertEqual(self.get_traceback(addr), UNKNOWN)
+        self.assertEqual(self.count(), 0)
+        self.assertEqual(self.count(MARK + 9), 1)
+        self.assertEqual(self.count(MARK + 9, interp), 0)
+        self.assert_sums(interp)
+        capi.tracemalloc_raw_free(addr, 'stateless', TIMEOUT)
+        self.assertEqual(self.count(MARK + 9), 0)
+        self.assert_sums(interp)
+
+    def test_stateless_when_main_does_not_trace(self):
+        interp = self.create(self.config)
+        interp.run("tracemalloc.start()")
+        # The main interpreter does not add to the pair, the other one sleeps.
+        pair = tracemalloc.get_traced_memory()
+        addr = capi.tracemalloc_raw_malloc(100, 'stateless', TIMEOUT)
+        self.assertEqual(tracemalloc.get_traced_memory(), pair)
+        addr = capi.tracemalloc_raw_realloc(addr, 200, 'stateless', TIMEOUT)
+        self.assertEqual(tracemalloc.get_traced_memory(), pair)
+        self.assertIsNone(self.get_traceback(addr))
+        self.assertIsNone(self.ask_traceback(interp, addr))
+        pair = tracemalloc.get_traced_memory()
+        capi.tracemalloc_raw_free(addr, 'stateless', TIMEOUT)
+        self.assertEqual(tracemalloc.get_traced_memory(), pair)
+
+    def test_track_how(self):
+        interp = self.create(self.config)
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        for how in 'attached', 'detached':
+            with self.subTest(how):
+                interp.run(f"""
+                    res = capi.tracemalloc_track({DOMAIN}, {ADDRESS}, 50,
+                                                 {how!r})
+                    """)
+                self.assertEqual(interp.ask("res"), 0)
+                self.assertEqual(
+                    self.ask_traceback(interp, ADDRESS, DOMAIN),
+                    (('<string>', 2),))
+                self.assertIsNone(self.get_traceback(ADDRESS, DOMAIN))
+                self.assert_sums(interp)
+                self.assertEqual(
+                    interp.ask(f"capi.tracemalloc_untrack({DOMAIN}, "
+                               f"{ADDRESS}, {how!r})"), 0)
+                self.assertIsNone(
+                    self.ask_traceback(interp, ADDRESS, DOMAIN))
+                self.assert_sums(interp)
+
+    def test_track_stateless(self):
+        interp = self.create(self.config)
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        self.assertEqual(
+            interp.ask(f"capi.tracemalloc_track({DOMAIN}, {ADDRESS}, 50, "
+                       f"'stateless', {TIMEOUT})"), 0)
+        self.assertEqual(self.get_traceback(ADDRESS, DOMAIN), UNKNOWN)
+        self.assertIsNone(self.ask_traceback(interp, ADDRESS, DOMAIN))
+        self.assert_sums(interp)
+        self.assertEqual(
+            capi.tracemalloc_untrack(DOMAIN, ADDRESS, 'stateless', TIMEOUT),
+            0)
+        self.assertIsNone(self.get_traceback(ADDRESS, DOMAIN))
+        self.assert_sums(interp)
+
+    def test_track_where_nothing_is_traced(self):
+        interp = self.create(self.config)
+        hows = ('attached', 'detached', 'stateless')
+        args = (DOMAIN, ADDRESS)
+
+        # The main interpreter traces, this one does not.
+        tracemalloc.start()
+        for how in hows[:2]:
+            with self.subTest(how=how):
+                self.assertEqual(
+                    interp.ask(f"capi.tracemalloc_track(*{args}, 50, "
+                               f"{how!r})"), -2)
+                self.assertEqual(
+                    interp.ask(f"capi.tracemalloc_untrack(*{args}, "
+                               f"{how!r})"), 0)
+        tracemalloc.stop()
+
+        # The other way round.  Untrack finds whatever trace there is.
+        interp.run("tracemalloc.start()")
+        for how in hows:
+            with self.subTest(how=how):
+                self.assertEqual(
+                    capi.tracemalloc_track(*args, 50, how, TIMEOUT), -2)
+                self.assertEqual(
+                    interp.ask(f"capi.tracemalloc_track(*{args}, 60)"), 0)
+                self.assertEqual(
+                    capi.tracemalloc_track(*args, 50, how, TIMEOUT), -2)
+                self.assertEqual(
+                    capi.tracemalloc_untrack(*args, how, TIMEOUT), 0)
+                self.assertIsNone(
+                    self.ask_traceback(interp, ADDRESS, DOMAIN))
+                self.assert_sums(interp)
+
+        # Nobody traces.
+        interp.run("tracemalloc.stop()")
+        for how in hows:
+            with self.subTest(how=how):
+                self.assertEqual(
+                    capi.tracemalloc_track(*args, 50, how, TIMEOUT), -2)
+                self.assertEqual(
+                    capi.tracemalloc_untrack(*args, how, TIMEOUT), -2)
+                self.assertEqual(
+                    interp.ask(f"capi.tracemalloc_track(*{args}, 50, "
+                               f"{how!r}, {TIMEOUT})"), -2)
+                self.assertEqual(
+                    interp.ask(f"capi.tracemalloc_untrack(*{args}, "
+                               f"{how!r}, {TIMEOUT})"), -2)
+
+
+class LegacyRawTests(RawTests, TestBase):
+    config = 'legacy'
+
+
+class IsolatedRawTests(RawTests, TestBase):
+    config = 'isolated'
+
+
+class MainRawTests(TestBase):
+    """The same in a process with one interpreter."""
+
+    def test_detached_frames(self):
+        def allocate():
+            return capi.tracemalloc_raw_malloc(100, 'detached')
+        tracemalloc.start(2)
+        addr = allocate()
+        lineno = get_lineno() - 1
+        traceback = self.get_traceback(addr)
+        capi.tracemalloc_raw_free(addr, 'detached')
+        self.assertEqual(
+            traceback,
+            ((__file__, allocate.__code__.co_firstlineno + 1),
+             (__file__, lineno)))
+        self.assert_sums()
+
+    def test_stateless(self):
+        tracemalloc.start(5)
+        for func in capi.tracemalloc_raw_malloc, capi.tracemalloc_raw_calloc:
+            with self.subTest(func.__name__):
+                addr = func(MARK, 'stateless', TIMEOUT)
+                self.assertEqual(self.get_traceback(addr), UNKNOWN)
+                self.assertEqual(self.count(), 1)
+                addr = capi.tracemalloc_raw_realloc(addr, MARK + 9,
+                                                    'stateless', TIMEOUT)
+                self.assertEqual(self.get_traceback(addr), UNKNOWN)
+                self.assertEqual(self.count(), 0)
+                self.assertEqual(self.count(MARK + 9), 1)
+                self.assert_sums()
+                capi.tracemalloc_raw_free(addr, 'stateless', TIMEOUT)
+                self.assertEqual(self.count(MARK + 9), 0)
+                self.assert_sums()
+
+    def test_stateless_total_nframe(self):
+        tracemalloc.start()
+        addr = capi.tracemalloc_raw_malloc(MARK, 'stateless', TIMEOUT)
+        traces = [trace for trace in tracemalloc._get_traces()
+                  if trace[1] == MARK]
+        capi.tracemalloc_raw_free(addr)
+        self.assertEqual(traces, [(0, MARK, UNKNOWN, 1)])
+
+    def test_no_thread_state_is_made(self):
+        # A hook in a thread without a thread state leaves it without one:
+        # nothing is allocated but the block.
+        tracemalloc.start()
+        tracemalloc.clear_traces()
+        addr = capi.tracemalloc_raw_malloc(MARK, 'stateless', TIMEOUT)
+        unknown = [trace for trace in tracemalloc._get_traces()
+                   if trace[2] == UNKNOWN]
+        capi.tracemalloc_raw_free(addr, 'stateless', TIMEOUT)
+        self.assertEqual(unknown, [(0, MARK, UNKNOWN, 1)])
+        self.assert_sums()
+
+    def test_realloc_from_null(self):
+        tracemalloc.start()
+        for how in 'attached', 'detached', 'stateless':
+            with self.subTest(how):
+                addr = capi.tracemalloc_raw_realloc(0, MARK, how, TIMEOUT)
+                self.assertEqual(self.count(), 1)
+                self.assert_sums()
+                capi.tracemalloc_raw_free(addr, how, TIMEOUT)
+                self.assertEqual(self.count(), 0)
+                self.assert_sums()
+
+    def test_realloc_that_fails(self):
+        # The block is still there, and so is its trace.
+        tracemalloc.start()
+        addr = capi.tracemalloc_raw_malloc(MARK)
+        lineno = get_lineno() - 1
+        for how in 'attached', 'detached', 'stateless':
+            with self.subTest(how):
+                with full_address_space():
+                    self.assertIsNone(capi.tracemalloc_raw_realloc(
+                        addr, sys.maxsize, how, TIMEOUT))
+                self.assertEqual(self.get_traceback(addr),
+                                 ((__file__, lineno),))
+                self.assertEqual(self.count(), 1)
+                self.assert_sums()
+        capi.tracemalloc_raw_free(addr)
+        self.assert_sums()
+
+    def test_handoff(self):
+        # The trace of a new block is not taken for that of a block
+        # which was at the same address.
+        tracemalloc.start()
+        addrs = capi.tracemalloc_handoff(20_000, TIMEOUT)
+        self.assertNotIn(None, [self.get_traceback(addr) for addr in addrs])
+        for addr in addrs:
+            capi.tracemalloc_raw_free(addr)
+        self.assert_sums()
+
+
+# --- Threads that are held up -------------------------------------------
+
+class HeldUpTests(FaultsBase):
+    """Something happens while a thread reallocates a block."""
+
+    def test_reallocate(self):
+        self.run_faults("""
+            def track():
+                assert capi.tracemalloc_track(0, addr, OTHER) == 0
+
+            def check(domain, meanwhile, new):
+                global addr
+                addr = malloc(domain, OLD)
+                moved = []
+                hold_up(new, lambda: moved.append(realloc(domain, addr, new)),
+                        meanwhile, True)
+                addr2, = moved
+                assert (addr2 is None) == (new == TOO_MUCH)
+                if addr2 is not None and addr2 != addr:
+                    # There is no block any more: nobody will free it.
+                    capi.tracemalloc_untrack(0, addr)
+                check_sums()
+                found = sizes()
+                old, other = found.count(OLD), found.count(OTHER)
+                what = domain, meanwhile, new, old, other
+                if addr2 is not None:
+                    # The new block has the new trace alone.
+                    assert found.count(NEW) == 1, what
+                    assert old == other == 0, what
+                elif meanwhile is track:
+                    # The block is where it was.  It has the trace that it
+                    # was given last.
+                    assert (old, other) == (0, 1), what
+                elif meanwhile is tracemalloc.clear_traces:
+                    assert old == 0, what
+                free(domain, addr if addr2 is None else addr2)
+                found = sizes()
+                assert OLD not in found, what
+                assert NEW not in found, what
+                assert OTHER not in found, what
+                check_sums()
+
+            tracemalloc.start()
+            for domain, meanwhile, new in product(
+                    ('raw', 'mem', 'obj'),
+                    (track, tracemalloc.clear_traces),
+                    (NEW, TOO_MUCH)):
+                for _ in range(20):
+                    check(domain, meanwhile, new)
+            kept = [malloc('raw', 100) for _ in range(3000)]
+            check_sums()
+            for addr in kept:
+                free('raw', addr)
+            check_sums()
+            """)
+
+
+class ClearedTests(ScriptBase):
+    """Traces are cleared while a thread reallocates a block that has one.
+
+    The new block has a trace all the same, if tracing goes on.
+    """
+
+    def test_reallocate_while_cleared(self):
+        self.run_script("""
+            from itertools import product
+
+            OLD, NEW = 10_001, 20_002
+            capi.tracemalloc_below_install()
+
+            def realloc(addr, size):
+                # No request fails.
+                return capi.tracemalloc_realloc_failing(
+                    domain, addr, size, 0, 0, False)[0]
+
+            def move():
+                global addr
+                addr = realloc(addr, NEW)
+
+            def restart():
+                tracemalloc.stop()
+                tracemalloc.start()
+
+            for domain, tracked, meanwhile in product(
+                    ('raw', 'mem', 'obj'), (False, True),
+                    (tracemalloc.clear_traces, tracemalloc.stop, restart)):
+                tracemalloc.start()
+                addr = realloc(0, OLD)
+                if tracked:
+                    # Now any interpreter may remove the trace.
+                    capi.tracemalloc_track(0, addr, OLD)
+                capi.tracemalloc_gate_close(NEW, True)
+                thread = threading.Thread(target=move)
+                thread.start()
+                try:
+                    capi.tracemalloc_gate_wait(TIMEOUT)
+                    meanwhile()
+                finally:
+                    capi.tracemalloc_gate_open()
+                    thread.join()
+                sizes = [trace[1] for trace in tracemalloc._get_traces()]
+                assert sizes.count(NEW) == tracemalloc.is_tracing(), sizes
+                check_sums()
+                capi.tracemalloc_domain_free(domain, addr)
+                check_sums()
+                tracemalloc.stop()
+                what = domain, tracked, meanwhile
+                assert tracemalloc.get_traced_memory() == (0, 0), what
+                assert tracemalloc.get_tracemalloc_memory() == 0, what
+            capi.tracemalloc_below_remove()
+            """)
+
+
+if __name__ == '__main__':
+    unittest.main()
