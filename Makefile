@@ -76,7 +76,7 @@ help:
 	@echo "make test          build (CONFIG=debug) and run the tests"
 	@echo "make oracle        compare with the oracle's traces (MINUTES=1, SEED=, CONFIG=debug)"
 	@echo "make model         check the model of the counters with SPIN (QUICK=1: 2 min)"
-	@echo "make bench         compare with stock: build/bench/table.md, *.svg (QUICK=1: 1 min)"
+	@echo "make bench         compare with stock: build/bench/table.md, *.svg (QUICK=1: 2 min)"
 	@echo "make traces        do stock and patched leave the same traces behind?"
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
 	@echo "make patch         build/tracemalloc-3.13.5.patch, for the release tarball and patch -p1"

@@ -16,8 +16,8 @@
 // A thread without open credit changes the word itself.  If that makes a new
 // peak, nobody may have credit, since the sum would not be known: all credits
 // are closed first.  Only if the one open credit is the thread's own is that
-// not needed.  While nobody has credit the peak is the larger of `peak` and the
-// word.  So who adds need not write `peak`; who makes the word smaller, or
+// not needed.  While nobody has credit the peak is the larger of `peak` and
+// the word.  So who adds need not write `peak`; who makes the word smaller, or
 // opens credit, raises it first.
 //
 // To close a credit, clear `open`, make sure that its owner sees it

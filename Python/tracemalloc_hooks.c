@@ -463,8 +463,8 @@ hook_realloc(PyMemAllocatorDomain domain, int level, void *ptr, size_t size)
 
 /* --- The hooks ---------------------------------------------------------- */
 
-// `ctx` is still that of the allocator below, see _PyTraceMalloc_InstallHooks(),
-// and is not used here.
+// `ctx` is still that of the allocator below, see
+// _PyTraceMalloc_InstallHooks(), and is not used here.
 #define DEFINE_HOOKS(NAME, DOMAIN, LEVEL) \
     static void * \
     NAME ## _malloc ## LEVEL(void *Py_UNUSED(ctx), size_t size) \

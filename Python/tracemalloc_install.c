@@ -2,7 +2,8 @@
 //
 // Hooks are put in by replacing the functions of an allocator, one by one,
 // while its ctx stays.  A caller loads the function and the ctx one after the
-// other and may see one from before and one from after: every mixture is valid.
+// other and may see one from before and one from after: every mixture is
+// valid.
 //
 // Others set allocators, too.  So where there are to be hooks:
 //

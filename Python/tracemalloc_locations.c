@@ -1,9 +1,9 @@
 // From a frame to its filename and line, and to the id of its traceback.
 //
-// Decoding a line table takes time that is linear in its length, and looking up
-// a filename means to compare its text.  So both are remembered by instruction,
-// for all threads of an interpreter: an address together with the version of
-// its code object, see tracemalloc_capture.c.
+// Decoding a line table takes time that is linear in its length, and looking
+// up a filename means to compare its text.  So both are remembered by
+// instruction, for all threads of an interpreter: an address together with the
+// version of its code object, see tracemalloc_capture.c.
 
 #include "Python.h"
 #include "pycore_code.h"          // _PyCode_InitAddressRange()

@@ -1,16 +1,12 @@
-// The hash table of an interpreter: its lock, what is counted, and the
-// directory of the traces that any thread may have to find.
+// The hash table of an interpreter: its lock, what is counted, the directory
+// of the traces that any thread may have to find, and traces that are put
+// back.
 
 #include "Python.h"
 #include "pycore_tracemalloc_shared.h"  // lock_own()
 
 
 /* --- Locking the hash table --------------------------------------------- */
-
-
-
-
-
 
 // For any interpreter that traces, with the runtime's mutex held.
 static void
@@ -45,7 +41,6 @@ _PyTraceMalloc_LockTable(const tracemalloc_caller *caller, interp_state *tm)
 
 
 /* --- Counting ----------------------------------------------------------- */
-
 
 // The caller's credit, open or not, or NULL if it has none.
 static tracemalloc_credit *
@@ -86,8 +81,6 @@ _PyTraceMalloc_Uncount(const tracemalloc_caller *caller, size_t size)
 
 /* --- Directory ---------------------------------------------------------- */
 
-
-
 static void
 change_group(unsigned int domain, uintptr_t ptr, uint32_t change)
 {
@@ -111,7 +104,8 @@ find_owner(unsigned int domain, uintptr_t ptr)
 
 // -1 if there is no memory.
 int
-_PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain, uintptr_t ptr, bool must)
+_PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain,
+                         uintptr_t ptr, bool must)
 {
     int res = 0;
     tracemalloc_directory *directory = RUNTIME->directory;
@@ -136,7 +130,8 @@ _PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain, uintptr_t ptr, b
 }
 
 void
-_PyTraceMalloc_UnlistBlock(interp_state *tm, unsigned int domain, uintptr_t ptr)
+_PyTraceMalloc_UnlistBlock(interp_state *tm, unsigned int domain,
+                           uintptr_t ptr)
 {
     tracemalloc_directory *directory = RUNTIME->directory;
     lock_mutex(&directory->mutex);
@@ -169,7 +164,8 @@ _PyTraceMalloc_CountTracked(const tracemalloc_trace *trace, int change)
 
 // With the table locked.  -1 if there is no memory; nothing has changed then.
 int
-_PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace, bool must)
+_PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace,
+                          bool must)
 {
     if (trace->listed
         && _PyTraceMalloc_ListBlock(tm, trace->domain, trace->ptr, must) < 0)
@@ -199,8 +195,8 @@ _PyTraceMalloc_RemoveFromTable(interp_state *tm, tracemalloc_trace *trace)
 // Remove the trace of a block from the table of an interpreter that traces;
 // it is not uncounted.
 bool
-_PyTraceMalloc_TakeFromTable(const tracemalloc_caller *caller, interp_state *tm,
-                tracemalloc_removed *removed)
+_PyTraceMalloc_TakeFromTable(const tracemalloc_caller *caller,
+                             interp_state *tm, tracemalloc_removed *removed)
 {
     bool locked = _PyTraceMalloc_LockTable(caller, tm);
     tracemalloc_trace *found = _PyTraceMalloc_TableFind(
@@ -218,7 +214,7 @@ _PyTraceMalloc_TakeFromTable(const tracemalloc_caller *caller, interp_state *tm,
 // The same for a listed trace, or only for one of another interpreter.
 bool
 _PyTraceMalloc_TakeListed(const tracemalloc_caller *caller, bool others_only,
-            tracemalloc_removed *removed)
+                          tracemalloc_removed *removed)
 {
     unsigned int domain = removed->trace.domain;
     uintptr_t ptr = removed->trace.ptr;
@@ -237,4 +233,61 @@ _PyTraceMalloc_TakeListed(const tracemalloc_caller *caller, bool others_only,
                  && _PyTraceMalloc_TakeFromTable(caller, owner, removed);
     unlock_runtime(caller);
     return found;
+}
+
+
+/* --- After a realloc() -------------------------------------------------- */
+
+static bool
+put_back(const tracemalloc_caller *caller, const tracemalloc_removed *removed)
+{
+    interp_state *tm = removed->owner;
+    const tracemalloc_trace *trace = &removed->trace;
+    if (!tm->tracing || tm->generation != removed->generation) {
+        return false;
+    }
+    if (!trace->listed && !trace->tracked && trace->domain == 0) {
+        tracemalloc_page *page = _PyTraceMalloc_LoadPage(
+            _PyTraceMalloc_PageLink(as_interp(tm), trace->ptr));
+        tracemalloc_slot *slot = NULL;
+        if (_PyTraceMalloc_HasSlots(page) && page->owner == tm) {
+            slot = _PyTraceMalloc_SlotAt(page, trace->ptr);
+        }
+        if (slot != NULL) {
+            slot->size = (uint32_t)trace->size;
+            slot->traceback = trace->traceback;
+            return true;
+        }
+    }
+    bool locked = _PyTraceMalloc_LockTable(caller, tm);
+    // Somebody may have tracked the block meanwhile.
+    bool done = (_PyTraceMalloc_TableFind(&tm->table, trace->domain,
+                                          trace->ptr) == NULL
+                 && _PyTraceMalloc_AddToTable(tm, trace, true) == 0);
+    unlock_own(tm, locked);
+    return done;
+}
+
+void
+_PyTraceMalloc_PutBack(const tracemalloc_caller *caller,
+                       const tracemalloc_removed *removed)
+{
+    bool done = false;
+    if (removed->owner == caller->interp) {
+        done = put_back(caller, removed);
+    }
+    else {
+        struct llist_node *node;
+        lock_runtime(caller);
+        llist_for_each(node, &RUNTIME->tracing) {
+            if (llist_data(node, interp_state, node) == removed->owner) {
+                done = put_back(caller, removed);
+                break;
+            }
+        }
+        unlock_runtime(caller);
+    }
+    if (!done) {
+        _PyTraceMalloc_CountRemove(caller, removed->trace.size);
+    }
 }

@@ -3,9 +3,9 @@
 //
 // Resizing a table of millions of traces would stop the program for a while.
 // So there are many small tables, the *parts*, and each is resized by itself.
-// A part is open-addressing with linear probing.  A removal moves later entries
-// of the cluster back (Knuth, TAOCP 6.4, Algorithm R), so that no tombstones are
-// left.
+// A part is open-addressing with linear probing.  A removal moves later
+// entries of the cluster back (Knuth, TAOCP 6.4, Algorithm R), so that no
+// tombstones are left.
 //
 // The high bits of the hash choose the part, the others are reduced to its
 // range by multiplication, so that a part may have any size.
@@ -203,8 +203,8 @@ _PyTraceMalloc_TableRemove(tracemalloc_table *table, tracemalloc_trace *trace)
     close_hole(p, (size_t)(trace - p->slots));
     p->used--;
     table->used--;
-    // Give memory back after a peak.  The part stays at most half as full as it
-    // may be.  If there is no memory it is only larger than it need be.
+    // Give memory back after a peak.  The part stays at most half as full as
+    // it may be.  If there is no memory it is only larger than it need be.
     if (p->capacity > 2 * MIN_CAPACITY && p->used < p->capacity / 8) {
         int saved_errno = errno;      // free() must not change it
         (void)resize(p, table->allocator, p->capacity / 3);

@@ -2,15 +2,15 @@
 // happen is the hooks' business.
 //
 // A trace is in the slot of its block (see pycore_tracemalloc_pages.h) or in
-// the interpreter's hash table: blocks of the raw domain, tracked blocks, large
-// blocks, blocks of somebody else's allocator.  Whatever may be freed by a
-// thread that does not hold the interpreter's GIL is *listed* in the directory,
-// too.
+// the interpreter's hash table: blocks of the raw domain, tracked blocks,
+// large blocks, blocks of somebody else's allocator.  Whatever may be freed by
+// a thread that does not hold the interpreter's GIL is *listed* in the
+// directory, too.
 //
 // Who else may be here?  A slot is written by the thread that owns the block,
-// which nobody else names meanwhile.  The hash table is guarded by the mutex of
-// the interpreter.  With the GIL there is a shortcut: the thread that holds the
-// GIL and is inside its open credit need not lock.  All others hold the
+// which nobody else names meanwhile.  The hash table is guarded by the mutex
+// of the interpreter.  With the GIL there is a shortcut: the thread that holds
+// the GIL and is inside its open credit need not lock.  All others hold the
 // runtime's mutex, close that credit and lock.
 //
 // A trace is counted before it is stored, and uncounted after it was removed.
@@ -209,8 +209,8 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
     return add_to_own_table(&caller, &trace, origin != BLOCK_NEW);
 }
 
-// What most blocks need that are in no page: the GIL is held, and the credit is
-// open and suffices.  False if it is not as simple as that.
+// What most blocks need that are in no page: the GIL is held, and the credit
+// is open and suffices.  False if it is not as simple as that.
 static inline bool
 try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size)
 {
@@ -285,7 +285,8 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
     return add_block_slowly(tstate, ptr, size, origin);
 }
 
-// Remove the trace of a block that the caller may not own; it is not uncounted.
+// Remove the trace of a block that the caller may not own; it is not
+// uncounted.
 static bool
 take_anywhere(const tracemalloc_caller *caller, tracemalloc_removed *removed)
 {
@@ -496,63 +497,6 @@ _PyTraceMalloc_RemoveAnywhere(const tracemalloc_caller *caller,
     tracemalloc_removed removed = {.trace = {.ptr = ptr, .domain = domain}};
     if (take_anywhere(caller, &removed)) {
         _PyTraceMalloc_CountRemove(caller, removed.trace.size);
-    }
-}
-
-
-/* --- After a realloc() -------------------------------------------------- */
-
-static bool
-put_back(const tracemalloc_caller *caller, const tracemalloc_removed *removed)
-{
-    interp_state *tm = removed->owner;
-    const tracemalloc_trace *trace = &removed->trace;
-    if (!tm->tracing || tm->generation != removed->generation) {
-        return false;
-    }
-    if (!trace->listed && !trace->tracked && trace->domain == 0) {
-        tracemalloc_page *page = _PyTraceMalloc_LoadPage(
-            _PyTraceMalloc_PageLink(as_interp(tm), trace->ptr));
-        tracemalloc_slot *slot = NULL;
-        if (_PyTraceMalloc_HasSlots(page) && page->owner == tm) {
-            slot = _PyTraceMalloc_SlotAt(page, trace->ptr);
-        }
-        if (slot != NULL) {
-            slot->size = (uint32_t)trace->size;
-            slot->traceback = trace->traceback;
-            return true;
-        }
-    }
-    bool locked = _PyTraceMalloc_LockTable(caller, tm);
-    // Somebody may have tracked the block meanwhile.
-    bool done = (_PyTraceMalloc_TableFind(&tm->table, trace->domain,
-                                          trace->ptr) == NULL
-                 && _PyTraceMalloc_AddToTable(tm, trace, true) == 0);
-    unlock_own(tm, locked);
-    return done;
-}
-
-void
-_PyTraceMalloc_PutBack(const tracemalloc_caller *caller,
-                       const tracemalloc_removed *removed)
-{
-    bool done = false;
-    if (removed->owner == caller->interp) {
-        done = put_back(caller, removed);
-    }
-    else {
-        struct llist_node *node;
-        lock_runtime(caller);
-        llist_for_each(node, &RUNTIME->tracing) {
-            if (llist_data(node, interp_state, node) == removed->owner) {
-                done = put_back(caller, removed);
-                break;
-            }
-        }
-        unlock_runtime(caller);
-    }
-    if (!done) {
-        _PyTraceMalloc_CountRemove(caller, removed->trace.size);
     }
 }
 

@@ -84,7 +84,7 @@ fi
 if [ -n "${QUICK:-}" ]; then options+=(--quick); fi
 for group in ${ONLY:-}; do options+=(--only "$group"); done
 
-step "measurements, a minute with QUICK=1 and ten without"
+step "measurements, two minutes with QUICK=1 and forty without"
 end_line
 rm -f "$OUT"/*.svg "$OUT/table.md" "$OUT/results.json"
 status=0

@@ -21,7 +21,7 @@
 //   Python/tracemalloc_hooks.c      allocator hooks, reference tracer
 //   Python/tracemalloc_traces.c     add and remove the trace of a block
 //   Python/tracemalloc_snapshot.c   all traces: open, drop, find, copy
-//   Python/tracemalloc_shared.c     lock and count, for the two above; directory
+//   Python/tracemalloc_shared.c     lock and count, for these; the directory
 //   Python/tracemalloc_pages.c      slots of the blocks in a page
 //   Python/tracemalloc_table.c      hash table of traces
 //   Python/tracemalloc_counters.c   the process-wide sum and peak
@@ -60,44 +60,8 @@ extern "C" {
 
 #include "pycore_tracemalloc_data.h"  // tracemalloc_table
 
-struct _PyInterpreterFrame;
 struct _tracemalloc_interp_state;
 struct _tracemalloc_thread_state;
-
-
-/* --- Capture ------------------------------------------------------------ */
-
-// What a thread remembers of its frames; see tracemalloc_capture.c.
-typedef struct _tracemalloc_capture tracemalloc_capture;
-
-// The traceback of a thread, which is the calling one; UNKNOWN if `tstate` is
-// NULL.  -1 if there is no memory.
-extern int _PyTraceMalloc_Capture(
-    PyThreadState *tstate, bool locked, uint32_t *id);
-
-// Free what a thread remembers, with the runtime's mutex held.
-extern void _PyTraceMalloc_CaptureFree(
-    PyInterpreterState *interp, struct _tracemalloc_thread_state *ts);
-
-// Intern the traceback of a complete frame.  -1 if there is no memory.
-extern int _PyTraceMalloc_InternFrames(
-    struct _tracemalloc_interp_state *tm, struct _PyInterpreterFrame *frame,
-    size_t total_nframe, uint32_t *id);
-
-#ifndef NDEBUG
-// Is this traceback what a walk over all frames finds?
-extern bool _PyTraceMalloc_IsExact(
-    struct _tracemalloc_interp_state *tm, struct _PyInterpreterFrame *frame,
-    uint32_t id);
-#endif
-
-// Remembered filenames and lines, with the mutex of the interpreter held.
-extern int _PyTraceMalloc_LocationsInit(struct _tracemalloc_interp_state *tm);
-extern void _PyTraceMalloc_LocationsClear(
-    struct _tracemalloc_interp_state *tm);
-extern void _PyTraceMalloc_LocationsFree(struct _tracemalloc_interp_state *tm);
-extern size_t _PyTraceMalloc_LocationsMemory(
-    struct _tracemalloc_interp_state *tm);
 
 
 /* --- State of the runtime ----------------------------------------------- */
@@ -281,8 +245,8 @@ extern int _PyTraceMalloc_AddBlock(
     PyThreadState *tstate, uintptr_t ptr, size_t size,
     tracemalloc_block_origin origin);
 
-// Remove the trace of a block of the "mem" or "object" domain, before the block
-// is freed; or before it is reallocated, then its size remains counted.
+// Remove the trace of a block of the "mem" or "object" domain, before the
+// block is freed; or before it is reallocated, then its size remains counted.
 extern void _PyTraceMalloc_FreeBlock(PyThreadState *tstate, uintptr_t ptr);
 extern void _PyTraceMalloc_RemoveBlock(
     PyThreadState *tstate, tracemalloc_removed *removed);
@@ -318,8 +282,7 @@ extern bool _PyTraceMalloc_Find(
 
 // Copy all traces, or that of one block (ntraces is 0 if it has none).  -1 if
 // there is no memory.
-// Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(int) _PyTraceMalloc_CopyTraces(
+extern int _PyTraceMalloc_CopyTraces(
     PyInterpreterState *interp, tracemalloc_snapshot *snapshot);
 extern int _PyTraceMalloc_CopyTrace(
     PyInterpreterState *interp, unsigned int domain, uintptr_t ptr,
@@ -394,18 +357,14 @@ extern PyRefTracer _PyTraceMalloc_GetRefTracer(void **data);
 // Start tracing, with 1 to UINT16_MAX frames of a traceback; does nothing if
 // it traces already.  -1 with an exception set, and nothing changed, if it
 // can't.  An inherited start takes the reentrancy key when it is needed.
-// Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(int) _PyTraceMalloc_Start(int max_nframe);
+extern int _PyTraceMalloc_Start(int max_nframe);
 extern int _PyTraceMalloc_StartInherited(int max_nframe);
 
 // Stop tracing and forget all traces; does nothing if it does not trace.
-PyAPI_FUNC(void) _PyTraceMalloc_Stop(void);
-// Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(int) _PyTraceMalloc_IsTracing(void);
-// Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(void) _PyTraceMalloc_ClearTraces(void);
-// Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(int) _PyTraceMalloc_GetTracebackLimit(void);
+extern void _PyTraceMalloc_Stop(void);
+extern int _PyTraceMalloc_IsTracing(void);
+extern void _PyTraceMalloc_ClearTraces(void);
+extern int _PyTraceMalloc_GetTracebackLimit(void);
 
 // Bytes of memory used to keep this interpreter's traces.
 extern size_t _PyTraceMalloc_GetMemory(void);
@@ -423,11 +382,10 @@ PyAPI_FUNC(int) _PyTraceMalloc_SnapshotBlock(
 PyAPI_FUNC(PyObject *) _PyTraceMalloc_GetTraceback(
     unsigned int domain, uintptr_t ptr);
 
-// These are process-wide.  Sizes in bytes; both are 0 if no interpreter traces.
+// These are process-wide.  Sizes in bytes, 0 if no interpreter traces.
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak);
-// Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(void) _PyTraceMalloc_ResetPeak(void);
+extern void _PyTraceMalloc_ResetPeak(void);
 
 // An attached thread has changed the line of a frame that is being executed,
 // the filename of a code object, or the evaluator of the interpreter.

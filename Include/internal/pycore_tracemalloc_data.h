@@ -1,5 +1,6 @@
 // What tracemalloc keeps: traces, the directory, the counters, filenames and
-// tracebacks.  Who locks what is said in pycore_tracemalloc.h.
+// tracebacks; and how a thread finds its traceback.  Who locks what is said in
+// pycore_tracemalloc.h.
 
 #ifndef Py_INTERNAL_TRACEMALLOC_DATA_H
 #define Py_INTERNAL_TRACEMALLOC_DATA_H
@@ -160,8 +161,8 @@ typedef struct {
     // Bits 48-55: number of open credits.  Bits 56-63: number of resets of the
     // peak, modulo 256.  Atomic.
     uint64_t word;
-    // Bits 0-47: the largest sum so far, unless that is in `word`.  Bits 56-63:
-    // as above.  Atomic.
+    // Bits 0-47: the largest sum so far, unless that is in `word`.  Bits
+    // 56-63: as above.  Atomic.
     uint64_t peak;
     // Open credits.  Guarded by the runtime's mutex, like all that follows.
     struct llist_node open;
@@ -317,6 +318,45 @@ extern int _PyTraceMalloc_InternCopyTraceback(
     const tracemalloc_intern *intern, uint32_t id,
     tracemalloc_intern *copy, uint32_t *copy_id);
 extern size_t _PyTraceMalloc_InternMemory(const tracemalloc_intern *intern);
+
+
+/* --- Capture ------------------------------------------------------------ */
+
+struct _PyInterpreterFrame;
+struct _tracemalloc_interp_state;
+struct _tracemalloc_thread_state;
+
+// What a thread remembers of its frames; see tracemalloc_capture.c.
+typedef struct _tracemalloc_capture tracemalloc_capture;
+
+// The traceback of a thread, which is the calling one; UNKNOWN if `tstate` is
+// NULL.  -1 if there is no memory.
+extern int _PyTraceMalloc_Capture(
+    PyThreadState *tstate, bool locked, uint32_t *id);
+
+// Free what a thread remembers, with the runtime's mutex held.
+extern void _PyTraceMalloc_CaptureFree(
+    PyInterpreterState *interp, struct _tracemalloc_thread_state *ts);
+
+// Intern the traceback of a complete frame.  -1 if there is no memory.
+extern int _PyTraceMalloc_InternFrames(
+    struct _tracemalloc_interp_state *tm, struct _PyInterpreterFrame *frame,
+    size_t total_nframe, uint32_t *id);
+
+#ifndef NDEBUG
+// Is this traceback what a walk over all frames finds?
+extern bool _PyTraceMalloc_IsExact(
+    struct _tracemalloc_interp_state *tm, struct _PyInterpreterFrame *frame,
+    uint32_t id);
+#endif
+
+// Remembered filenames and lines, with the mutex of the interpreter held.
+extern int _PyTraceMalloc_LocationsInit(struct _tracemalloc_interp_state *tm);
+extern void _PyTraceMalloc_LocationsClear(
+    struct _tracemalloc_interp_state *tm);
+extern void _PyTraceMalloc_LocationsFree(struct _tracemalloc_interp_state *tm);
+extern size_t _PyTraceMalloc_LocationsMemory(
+    struct _tracemalloc_interp_state *tm);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,5 @@
-// What the files of tracemalloc that deal with traces share: how the hash table
-// of an interpreter is locked, counting, and the directory.
+// What the files of tracemalloc that deal with traces share: how the hash
+// table of an interpreter is locked, counting, and the directory.
 
 #ifndef Py_INTERNAL_TRACEMALLOC_SHARED_H
 #define Py_INTERNAL_TRACEMALLOC_SHARED_H
@@ -180,7 +180,8 @@ extern void _PyTraceMalloc_CountTracked(
     const tracemalloc_trace *trace, int change);
 
 // Remove the trace of a block from the table of an interpreter that traces; or
-// a listed one, perhaps only that of another interpreter.  It is not uncounted.
+// a listed one, perhaps only that of another interpreter.  It is not
+// uncounted.
 extern bool _PyTraceMalloc_TakeFromTable(
     const tracemalloc_caller *caller, interp_state *tm,
     tracemalloc_removed *removed);

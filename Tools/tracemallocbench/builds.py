@@ -33,11 +33,16 @@ PROBE = """if 1:
         'folder': 'python%d.%d' % sys.version_info[:2] + suffix,
         'configure': variable('CONFIG_ARGS'),
         'compiler': '%s %s' % (variable('CC'), variable('CFLAGS')),
+        'debug': bool(variable('Py_DEBUG')),
     }))
 """
 
 LEFT_OUT = ('test', 'tests', 'idlelib', 'tkinter', 'turtledemo', 'ensurepip',
             'site-packages', '__pycache__')
+
+# What there has to be of the package test for the tests that are measured.
+TESTS = ('__init__.py', 'support', 'typinganndata', 'test_json',
+         'test_typing.py', 'test_dataclasses')
 
 
 class Failure(Exception):
@@ -81,7 +86,8 @@ class Session:
     """A script that runs in a build and works only when it is told to.
 
     For each line of input it writes a line of output.  Sessions of several
-    builds can be open if only one of them works at a time.
+    builds can be open if only one of them works, or starts, at a time: the
+    first turn of one must have ended before another one is opened.
     """
 
     def __init__(self, build, script, *arguments, cwd=None, path=None):
@@ -139,7 +145,29 @@ class Session:
             raise Failure('crash, ' + signal.Signals(-code).name)
         self.errors.seek(0)
         text = self.errors.read().decode('utf-8', 'replace').strip()
-        raise Failure(text.rpartition('\n')[2] or f'exit status {code}')
+        lines = text.split('\n')
+        fatal = [line for line in lines if line.startswith('Fatal Python')]
+        raise Failure((fatal or lines)[-1] or f'exit status {code}')
+
+
+def copy_tests(build, out):
+    """Copy the tests of a build's library to where all builds find them.
+
+    Returns that folder, or None if the library has no tests.
+    """
+    folder = (out / 'trees' / 'source').resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / 'test').mkdir(parents=True)
+    for name in TESTS:
+        source = pathlib.Path(build.facts['library'], 'test', name)
+        if source.is_dir():
+            shutil.copytree(source, folder / 'test' / name,
+                            ignore=shutil.ignore_patterns('__pycache__'))
+        elif source.is_file():
+            shutil.copy2(source, folder / 'test')
+        else:
+            return None
+    return folder
 
 
 def arguments(parser):

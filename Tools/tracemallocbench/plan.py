@@ -2,6 +2,7 @@
 
 import pathlib
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import product
 
 PROGRAMS = sorted(path.stem for path in
@@ -16,6 +17,31 @@ MILLION = 10**6
 
 DEFAULT = ('stock', 'patched')
 FREETHREADED = ('freethreaded-stock', 'freethreaded-patched')
+
+# Worst cases by name: the frames to keep, and how much of it there is in a
+# full and in a quick run, which leaves out those with 0; shapes.py says of
+# what.
+SHAPES = {
+    'deep_path': ((1, 5, 25, 100), 20_000, 2000),
+    'random_walks': ((1, 25, 100), 5000, 500),
+    'recursion': ((1, 25, 6000), 3, 1),
+    'tree_recursion': ((1, 25, 100), 14, 10),
+    'short_threads': ((1, 25), 50_000, 1000),
+    'yield_from': ((1, 25, 100), 5000, 500),
+    'asyncio_tasks': ((1, 25), 10_000, 500),
+    'exec_one_name': ((1, 25), 100_000, 3000),
+    'exec_own_names': ((1, 25), 100_000, 3000),
+    'full_heap': ((1, 25), MILLION, 200_000),
+    'sawtooth': ((1, 25), 500_000, 50_000),
+    'huge_list': ((1,), 4000, 400),
+    'test_json': ((100,), 1, 0),
+    'test_typing': ((100,), 1, 0),
+    'test_dataclasses': ((100,), 1, 1),
+}
+SUITES = ('test_json', 'test_typing', 'test_dataclasses')
+
+PAIRS = ('private', 'growing', 'queue')
+BLOCK_SIZES = (16, 96)
 
 
 @dataclass(frozen=True)
@@ -32,6 +58,19 @@ class Measurement:
     turns: int
     builds: tuple = DEFAULT
     timeout: int = 120          # seconds, for a turn
+
+    @property
+    def name(self):
+        """The parameter that tells it from others of its kind, if any."""
+        names = [str(self.params[key]) for key in ('name', 'operation', 'size')
+                 if key in self.params]
+        return names[0] if names else self.kind
+
+    def is_row(self, pattern):
+        """Is it what --row asks for, NAME or NAME/FRAMES?"""
+        name, slash, frames = pattern.partition('/')
+        return fnmatchcase(self.name, name) and (
+            not slash or frames == str(self.params.get('frames')))
 
 
 def micro(quick):
@@ -104,6 +143,45 @@ def threads(quick):
             turns=5, builds=FREETHREADED, timeout=60)
 
 
+def shapes(quick):
+    for name, (kept, full, less) in SHAPES.items():
+        n = less if quick else full
+        for frames in kept if n else ():
+            yield Measurement(
+                'shapes', 'shape', {'name': name, 'frames': frames, 'n': n},
+                rounds=1 if quick else 2 if name in SUITES else 3, turns=1,
+                builds=DEFAULT + FREETHREADED, timeout=300)
+
+
+def pairs(quick):
+    for name in PAIRS:
+        yield Measurement(
+            'pairs', 'pair', {'name': name,
+                              'n': 20_000 if quick else 200_000},
+            rounds=1 if quick else 3, turns=5, builds=FREETHREADED,
+            timeout=60)
+
+
+def full_heap(quick):
+    for size in BLOCK_SIZES:
+        yield Measurement(
+            'full_heap', 'full_heap',
+            {'size': size, 'n': (2 if quick else 8) * MILLION},
+            rounds=1 if quick else 3, turns=1,
+            builds=DEFAULT + FREETHREADED)
+
+
 GROUPS = {group.__name__: group for group in
-          (micro, memory, queries, programs, nothing, another, interpreters,
-           threads)}
+          (micro, memory, full_heap, queries, programs, nothing, another,
+           interpreters, threads, pairs, shapes)}
+
+# The groups that look at the memory of the process.
+NEED_LINUX = ('memory', 'full_heap', 'shapes')
+
+
+def choose(groups, rows, quick):
+    """The measurements of some groups and rows; none chosen means all."""
+    return [measurement for name, group in GROUPS.items()
+            if not groups or name in groups
+            for measurement in group(quick)
+            if not rows or any(map(measurement.is_row, rows))]

@@ -7,7 +7,8 @@ import pathlib
 import sys
 
 from plan import COUNTS, DEPTHS, FRAMES, MILLION
-from series import Results, added_memory, added_ns, scaling, slowdown
+from series import (MEASURED, Results, added_memory, added_ns, scaling,
+                    shape_rows, slowdown)
 
 try:
     import matplotlib
@@ -119,8 +120,28 @@ def interpreters(results, path):
     save(figure, path)
 
 
+def shapes(results, path):
+    """The three ratios of each row, and a line where stock is."""
+    rows = [row for row in shape_rows(results)
+            if any(one.ratio for one in row)]
+    figure, axis = plt.subplots(figsize=(7, 1 + 0.22 * len(rows)),
+                                layout='constrained')
+    for column, marker in enumerate(('o', 's', 'x')):
+        points = [(row[column].ratio.median, index)
+                  for index, row in enumerate(rows) if row[column].ratio]
+        axis.plot(*zip(*points) if points else ((), ()), marker,
+                  label=list(MEASURED.values())[column])
+    axis.axvline(1, color=COLORS['stock'])
+    axis.set_yticks(range(len(rows)), [row[0].title for row in rows])
+    axis.invert_yaxis()
+    axis.set(xscale='log', xlabel='patched / stock')
+    axis.legend()
+    axis.grid(alpha=0.3)
+    save(figure, path)
+
+
 PLOTS = {'micro': operations, 'programs': programs, 'memory': memory,
-         'interpreters': interpreters}
+         'interpreters': interpreters, 'shapes': shapes}
 
 
 def write(folder):

@@ -4,11 +4,14 @@
 """
 
 import pathlib
+import shlex
 import sys
 
 from plan import COUNTS, DEPTHS, FRAMES, MILLION
-from series import (Results, added_memory, added_ns, another_ratio, field_of,
-                    geometric_mean, scaling, slowdown, untraced_ratio)
+from series import (FAMILIES, MEASURED, Results, added_memory, added_ns,
+                    another_ratio, families, field_of, full_heap_memory,
+                    geometric_mean, pair_added_ns, scaling, shape_rows,
+                    slowdown, untraced_ratio)
 
 
 def number(value):
@@ -169,6 +172,25 @@ def memory(results):
     yield table(['', 'stock', 'patched', 'ratio'], rows)
 
 
+def full_heap(results):
+    yield ('Bytes for each trace where tracing starts on a full heap and each'
+           ' new block falls into a page of its own; claimed is what'
+           ' `get_tracemalloc_memory()` says.\n')
+    rows = []
+    for title, *pair in families(results):
+        for size in results.names('full_heap', 'size'):
+            stock, patched = (full_heap_memory(results, build, size)
+                              for build in pair)
+            name = f'{title}blocks of {size} bytes'
+            rows += [
+                compared(f'{name}, RssAnon', stock[0], patched[0]),
+                compared(f'{name}, claimed', stock[1], patched[1]),
+                compared(f'{name}, claimed / RssAnon',
+                         stock[1].over(stock[0]),
+                         patched[1].over(patched[0]))]
+    yield table(['', 'stock', 'patched', 'ratio'], rows)
+
+
 def queries(results):
     yield 'With 1 M traces, in ms.\n'
     yield table(['', 'stock', 'patched', 'ratio'], [
@@ -242,18 +264,116 @@ def threads(results):
     yield table(['', '1', '2', '4'], rows)
 
 
+def pairs(results):
+    yield ('Free-threaded builds: ns that tracing adds to a pass, by the'
+           ' clock, for one thread and for each of two. In `queue` one thread'
+           ' allocates and the other one frees, and one alone does both.\n')
+    builds = FAMILIES[1][1:]
+    rows = []
+    for name in results.names('pair', 'name'):
+        one, two = ([pair_added_ns(results, build, name, count)
+                     for build in builds] for count in (1, 2))
+        rows += [compared(f'{name}, 1 thread', *one),
+                 compared(f'{name}, 2 threads', *two),
+                 compared(f'{name}, 2 threads / 1 thread', *(
+                     more.over(alone).typical()
+                     for alone, more in zip(one, two)))]
+    yield table(['', 'stock', 'patched', 'ratio'], rows)
+
+
+def shapes(results):
+    yield ('Programs made to be the worst case of something, NAME/FRAMES'
+           ' kept: medians, stock -> patched, and the ratio with quartiles.'
+           ' Time is processor time with tracing. RssAnon is what the process'
+           ' has grown by at most, claimed the largest'
+           ' `get_tracemalloc_memory()`. The aim is no time above stock, and'
+           ' no memory above stock by more than 4 MB; the last column names'
+           ' what misses it. Stock does not claim the frames that its'
+           ' tracebacks hold, so RssAnon is the fair measure of memory.\n')
+    rows = []
+    for row in shape_rows(results):
+        cells = []
+        for one in row:
+            scale = 1 if one.measure == 'seconds' else 1e-6
+            cells += [f'{cell(one.stock, scale)} -> '
+                      f'{cell(one.patched, scale)}', spread(one.ratio)]
+        missed = [MEASURED[one.measure] for one in row if one.is_above]
+        rows.append([row[0].title, *cells, ', '.join(missed) or '-'])
+    yield table(['', 'time, s', 'ratio', 'RssAnon, MB', 'ratio',
+                 'claimed, MB', 'ratio', 'above stock'], rows)
+    yield largest(results) + '\n'
+
+
+def largest(results):
+    """The line that names the largest ratios of all shapes."""
+    found, missing = {}, 0
+    for row in shape_rows(results):
+        missing += not all(one.ratio for one in row)
+        for one in row:
+            # Memory above stock by little is not counted.
+            if one.ratio and (one.measure == 'seconds' or one.is_above
+                              or one.ratio.median <= 1):
+                text = f'{MEASURED[one.measure]} of {one.title}'
+                found.setdefault(one.measure, []).append(
+                    (one.ratio.median, text))
+    ratios = sorted(map(max, found.values()), reverse=True)
+    line = 'largest ratio of patched to stock: ' + (
+        '; '.join(f'{ratio:.2f}, {text}' for ratio, text in ratios)
+        or 'none was measured')
+    line += ' (memory up to 4 MB above stock is not counted)'
+    return line + (f'; rows without a ratio: {missing}' if missing else '')
+
+
 SECTIONS = [
     ('Budget', ('micro', 'memory', 'queries', 'programs', 'nothing',
                 'another', 'interpreters'), budget),
     ('Operations', ('micro',), operations),
     ('Memory', ('memory',), memory),
+    ('Full heap', ('full_heap',), full_heap),
     ('Queries', ('queries',), queries),
     ('Programs', ('programs',), programs),
     ('Nothing traces', ('nothing',), nothing),
     ('Another interpreter traces', ('another',), another),
     ('Interpreters', ('interpreters',), interpreters),
     ('Threads', ('threads',), threads),
+    ('Two threads', ('pairs',), pairs),
+    ('Shapes', ('shapes',), shapes),
 ]
+
+
+def optimization(facts):
+    """Profile-guided, link-time, or neither, by the configure arguments."""
+    words = shlex.split(facts['configure'] or '')
+    pgo = '--enable-optimizations' in words
+    lto = any(word.startswith('--with-lto') and word != '--with-lto=no'
+              for word in words)
+    if facts.get('debug'):
+        return 'a debug build: its times mean little'
+    return {(True, True): 'PGO and LTO', (True, False): 'PGO, no LTO',
+            (False, True): 'LTO, no PGO',
+            (False, False): 'neither PGO nor LTO'}[pgo, lto]
+
+
+def head(data):
+    """The machine and the builds."""
+    yield '# tracemalloc, two builds compared\n'
+    load = f"; load at the start {data['load']:.1f}" if 'load' in data else ''
+    yield (f"{data['machine']}{load}; {data['seconds']} s;"
+           f" `python3 Tools/tracemallocbench {data['command']}`\n")
+    if data.get('interrupted'):
+        yield 'Interrupted: rounds are missing.\n'
+    for name, facts in data['builds'].items():
+        yield (f"- {name}: {facts['version']}; {optimization(facts)};"
+               f" `{facts['compiler']}`; configure arguments:"
+               f" `{facts['configure'] or 'none'}`")
+    yield ''
+
+
+def largest_ratio(folder):
+    """The line about all shapes, or '' if there are none."""
+    results = Results(folder)
+    measured = any(row['group'] == 'shapes' for row in results.data['rows'])
+    return largest(results) if measured else ''
 
 
 def write(folder):
@@ -261,13 +381,7 @@ def write(folder):
     results = Results(folder)
     data = results.data
     measured = {row['group'] for row in data['rows']}
-    parts = ['# tracemalloc, two builds compared\n',
-             f"{data['machine']}; {data['seconds']} s;"
-             f" `python3 Tools/tracemallocbench {data['command']}`\n"]
-    for name, facts in data['builds'].items():
-        parts.append(f"- {name}: {facts['version']}; `{facts['compiler']}`"
-                     f" {facts['configure'] or ''}")
-    parts.append('')
+    parts = list(head(data))
     for title, groups, section in SECTIONS:
         if measured & set(groups):
             parts += [f'## {title}\n', *section(results)]

@@ -96,6 +96,9 @@ class Results:
 
 # --- What is derived from the runs -------------------------------------------
 
+PAGE = 4096             # bytes of memory; less than that makes no ratio
+
+
 def added_ns(results, build, operation, depth, frames):
     return results.series(
         build, lambda run: (run['traced'] - run['untraced']) * 1e9,
@@ -112,6 +115,15 @@ def added_memory(results, build, n):
         traced.map(lambda t: t['claimed'] / t['traces']),
         traced.map(lambda t, u: (t['seconds'] - u['seconds']) * 1e9 / n,
                    untraced))
+
+
+def full_heap_memory(results, build, size):
+    """(bytes by RssAnon, bytes claimed) for each trace."""
+    return tuple(
+        results.series(
+            build, lambda run: max(run[word], PAGE) / run['traces'],
+            'full_heap', size=size).typical()
+        for word in ('rss', 'claimed'))
 
 
 def field_of(results, build, name, kind, /, **params):
@@ -144,3 +156,67 @@ def scaling(results, build, count, kind, **params):
     one, more = (field_of(results, build, str(number), kind, **params)
                  for number in (1, count))
     return one.over(more).typical()
+
+
+# --- Two threads -------------------------------------------------------------
+
+def pair_added_ns(results, build, name, count):
+    """What tracing adds to a pass of each of so many threads."""
+    return results.series(
+        build, lambda run: (run[f'traced_{count}']
+                            - run[f'untraced_{count}']) * 1e9,
+        'pair', name=name).typical()
+
+
+# --- Shapes ------------------------------------------------------------------
+
+SMALL = 4 * 10**6       # bytes more than stock that a small program may have
+
+FAMILIES = (('', 'stock', 'patched'),
+            ('free-threaded: ', 'freethreaded-stock', 'freethreaded-patched'))
+MEASURED = {'seconds': 'time', 'rss': 'RssAnon', 'claimed': 'claimed'}
+
+
+def families(results):
+    """(title, stock, patched) of each kind of build that was measured."""
+    return [family for family in FAMILIES
+            if results.data['builds'].keys() & set(family)]
+
+
+@dataclass
+class Compared:
+    """A measure of one shape in both builds."""
+
+    title: str
+    measure: str
+    stock: Series
+    patched: Series
+
+    @property
+    def ratio(self):
+        floor = 0 if self.measure == 'seconds' else PAGE
+        return self.patched.map(
+            lambda mine, theirs: max(mine, floor) / max(theirs, floor),
+            self.stock).typical()
+
+    @property
+    def is_above(self):
+        """Is it above stock, by more than a small program may be?"""
+        if not self.ratio or self.ratio.median <= 1:
+            return False
+        more = self.patched.map(lambda mine, theirs: mine - theirs,
+                                self.stock).median
+        return self.measure == 'seconds' or more > SMALL
+
+
+def shape_rows(results):
+    """A list of three Compared, one for each measure, for each shape."""
+    shapes = dict.fromkeys(
+        (row['params']['name'], row['params']['frames'])
+        for row in results.data['rows'] if row['kind'] == 'shape')
+    for title, *pair in families(results):
+        for name, frames in shapes:
+            yield [Compared(f'{title}{name}/{frames}', measure, *(
+                results.series(build, lambda run: run[measure], 'shape',
+                               name=name, frames=frames).typical()
+                for build in pair)) for measure in MEASURED]

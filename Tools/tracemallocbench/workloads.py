@@ -9,6 +9,7 @@ the clock on the wall.
 
 import gc
 import os
+import sys
 import threading
 import time
 from itertools import repeat
@@ -120,6 +121,16 @@ def anonymous_memory():
     raise RuntimeError('this system has no RssAnon')
 
 
+def give_back_memory():
+    """Let malloc() return free pages, so that new memory can be seen."""
+    gc.collect()
+    try:
+        import ctypes
+        ctypes.CDLL(None).malloc_trim(0)
+    except (ImportError, AttributeError):
+        pass                    # no _ctypes, or not glibc
+
+
 CHUNK = 100
 
 
@@ -147,6 +158,36 @@ def memory(n, frames):
     # Each chunk is a list and its array, besides the ints.
     yield {'seconds': seconds, 'longest': longest, 'claimed': claimed,
            'rss': anonymous_memory() - before, 'traces': n + 2 * len(chunks)}
+
+
+PAGE_BYTES = 16384      # of the allocator's page of small blocks, about
+
+
+def full_heap(size, n):
+    """Bytes of memory for each trace, where each falls into another page.
+
+    n blocks fill the heap, and one in each page is freed.  Then tracing
+    starts, and as many blocks as there are holes are made.
+    """
+    import random
+    length = size - sys.getsizeof(b'')
+    make = object if length < 0 else lambda: bytes(length)
+    gc.disable()
+    holes = list(range(0, n, PAGE_BYTES // size))
+    random.Random(1).shuffle(holes)
+    heap = [None] * n
+    for index in range(n):
+        heap[index] = make()
+    for index in holes:
+        heap[index] = None
+    give_back_memory()
+    before = anonymous_memory()
+    tracemalloc.start(1)
+    for index in holes:
+        heap[index] = make()
+    claimed = tracemalloc.get_tracemalloc_memory()
+    yield {'rss': anonymous_memory() - before, 'claimed': claimed,
+           'traces': len(holes)}
 
 
 def timed(function, *arguments):
@@ -333,5 +374,5 @@ def track_native(n):
 
 
 KINDS = {function.__name__: function for function in
-         (micro, memory, queries, nothing, program, another, interpreters,
-          threads, track_python, track_native)}
+         (micro, memory, full_heap, queries, nothing, program, another,
+          interpreters, threads, track_python, track_native)}
