@@ -1,10 +1,9 @@
-// The _tracemalloc module: makes Python objects of the traces.  A query first
-// copies raw data, then builds objects from the copy, with no lock held.
+// The _tracemalloc module: makes Python objects of the traces.  A query copies
+// the traces, and makes objects of them with no lock held.
 
 #include "Python.h"
 #include "pycore_global_strings.h"  // _Py_DECLARE_STR()
 #include "pycore_interp.h"        // PyInterpreterState.tracemalloc
-#include "pycore_list.h"          // _PyList_AppendTakeRef()
 #include "pycore_object.h"        // _PyType_PreHeaderSize()
 #include "pycore_pystate.h"       // _PyInterpreterState_GET()
 #include "pycore_runtime.h"       // _Py_STR()
@@ -23,63 +22,61 @@ module _tracemalloc
 
 /* --- Raw data to objects ------------------------------------------------ */
 
-// Objects made so far for the ids of a snapshot, to make each of them once.
-// Elements are strong references or NULL.
+// Filenames and tracebacks of a snapshot as objects, to make each once.
 typedef struct {
     const tracemalloc_intern *intern;
-    PyObject **filenames;         // by filename id
-    size_t nfilenames;
-    PyObject **tracebacks;        // by traceback id
-    size_t ntracebacks;
+    // By id, as far as there is room: strong references or NULL.
+    PyObject **objects;
+    size_t nobjects;
+    PyObject *filename;           // the last one without room
 } converter;
 
-static void
-free_objects(PyObject **objects, size_t n)
-{
-    for (size_t i = 0; objects != NULL && i < n; i++) {
-        Py_XDECREF(objects[i]);
-    }
-    PyMem_RawFree(objects);
-}
-
-static void
-converter_fini(converter *conv)
-{
-    free_objects(conv->filenames, conv->nfilenames);
-    free_objects(conv->tracebacks, conv->ntracebacks);
-}
-
 static int
-converter_init(converter *conv, const tracemalloc_intern *intern)
+converter_init(converter *conv, const tracemalloc_snapshot *snapshot,
+               size_t max_objects)
 {
-    conv->intern = intern;
-    conv->nfilenames = intern->filenames.length + 1;
-    conv->ntracebacks = (intern->tracebacks.length
-                         + _PyTraceMalloc_UNKNOWN + 1);
-    conv->filenames = PyMem_RawCalloc(conv->nfilenames, sizeof(PyObject *));
-    conv->tracebacks = PyMem_RawCalloc(conv->ntracebacks, sizeof(PyObject *));
-    if (conv->filenames == NULL || conv->tracebacks == NULL) {
-        converter_fini(conv);
+    size_t nobjects = Py_MIN((size_t)snapshot->last_id + 1, max_objects);
+    *conv = (converter){
+        .intern = snapshot->intern,
+        .objects = PyMem_RawCalloc(nobjects, sizeof(PyObject *)),
+        .nobjects = nobjects,
+    };
+    if (conv->objects == NULL) {
         PyErr_NoMemory();
         return -1;
     }
     return 0;
 }
 
-// Returns a borrowed reference.
+static void
+converter_fini(converter *conv)
+{
+    for (size_t i = 0; i < conv->nobjects; i++) {
+        Py_XDECREF(conv->objects[i]);
+    }
+    PyMem_RawFree(conv->objects);
+    Py_XDECREF(conv->filename);
+}
+
+// Returns a borrowed reference, good until the next call.
 static PyObject *
 filename_as_object(converter *conv, uint32_t id)
 {
-    PyObject **cached = &conv->filenames[id];
+    PyObject **cached = &conv->filename;
+    if (id < conv->nobjects) {
+        cached = &conv->objects[id];
+    }
+    else {
+        Py_CLEAR(conv->filename);
+    }
     if (*cached == NULL) {
-        const void *text;
-        const tracemalloc_filename *name =
-            _PyTraceMalloc_GetFilename(conv->intern, id, &text);
-        if (name == NULL) {
+        if (id == 0) {
             *cached = Py_NewRef(&_Py_STR(anon_unknown));
         }
         else {
-            *cached = PyUnicode_FromKindAndData(name->kind, text,
+            const tracemalloc_item *name = _PyTraceMalloc_GetItem(conv->intern,
+                                                                  id);
+            *cached = PyUnicode_FromKindAndData(name->unit, name->frames,
                                                 (Py_ssize_t)name->length);
         }
     }
@@ -103,67 +100,51 @@ frame_as_object(converter *conv, const tracemalloc_frame *frame)
 }
 
 static PyObject *
-frames_as_object(converter *conv, const tracemalloc_frame *frames, int nframe)
+traceback_as_object(converter *conv, uint32_t id)
 {
-    PyObject *tuple = PyTuple_New(nframe);
+    if (id < conv->nobjects && conv->objects[id] != NULL) {
+        return Py_NewRef(conv->objects[id]);
+    }
+    const tracemalloc_item *item = _PyTraceMalloc_GetItem(conv->intern, id);
+    PyObject *tuple = PyTuple_New((Py_ssize_t)item->length);
     if (tuple == NULL) {
         return NULL;
     }
-    for (int i = 0; i < nframe; i++) {
-        PyObject *frame = frame_as_object(conv, &frames[i]);
+    for (uint32_t i = 0; i < item->length; i++) {
+        PyObject *frame = frame_as_object(conv, &item->frames[i]);
         if (frame == NULL) {
             Py_DECREF(tuple);
             return NULL;
         }
         PyTuple_SET_ITEM(tuple, i, frame);
     }
-    return tuple;
-}
-
-// Returns a borrowed reference.
-static PyObject *
-traceback_as_object(converter *conv, uint32_t id)
-{
-    PyObject **cached = &conv->tracebacks[id];
-    if (*cached == NULL) {
-        const tracemalloc_frame *frames;
-        const tracemalloc_traceback *traceback =
-            _PyTraceMalloc_GetFrames(conv->intern, id, &frames);
-        *cached = frames_as_object(conv, frames, traceback->nframe);
+    if (id < conv->nobjects) {
+        conv->objects[id] = Py_NewRef(tuple);
     }
-    return *cached;
+    return tuple;
 }
 
 // Steals a reference to `item`, which may be NULL with an exception set.
 static int
 set_item(PyObject *tuple, Py_ssize_t i, PyObject *item)
 {
-    if (item == NULL) {
-        return -1;
-    }
     PyTuple_SET_ITEM(tuple, i, item);
-    return 0;
+    return item == NULL ? -1 : 0;
 }
 
 static PyObject *
 trace_as_object(converter *conv, const tracemalloc_trace *trace)
 {
-    const tracemalloc_frame *frames;
-    const tracemalloc_traceback *traceback =
-        _PyTraceMalloc_GetFrames(conv->intern, trace->traceback, &frames);
-    PyObject *traceback_obj = traceback_as_object(conv, trace->traceback);
-    if (traceback_obj == NULL) {
-        return NULL;
-    }
     PyObject *tuple = PyTuple_New(4);
     if (tuple == NULL) {
         return NULL;
     }
+    uint32_t id = trace->traceback;
+    long total = _PyTraceMalloc_GetItem(conv->intern, id)->total_nframe;
     if (set_item(tuple, 0, PyLong_FromUnsignedLong(trace->domain)) < 0
         || set_item(tuple, 1, PyLong_FromSize_t(trace->size)) < 0
-        || set_item(tuple, 2, Py_NewRef(traceback_obj)) < 0
-        || set_item(tuple, 3,
-                    PyLong_FromUnsignedLong(traceback->total_nframe)) < 0)
+        || set_item(tuple, 2, traceback_as_object(conv, id)) < 0
+        || set_item(tuple, 3, PyLong_FromLong(total)) < 0)
     {
         Py_DECREF(tuple);
         return NULL;
@@ -173,47 +154,77 @@ trace_as_object(converter *conv, const tracemalloc_trace *trace)
     return tuple;
 }
 
-static int
-append_traces(PyObject *list, const tracemalloc_snapshot *snapshot)
+static bool
+is_equal(const tracemalloc_trace *a, const tracemalloc_trace *b)
 {
-    converter conv;
-    if (converter_init(&conv, &snapshot->intern) < 0) {
-        return -1;
+    return a->size == b->size && a->traceback == b->traceback
+           && a->domain == b->domain;
+}
+
+// A power of 2.
+#define NUM_EARLIER 1024
+
+// Equal traces mostly are one object: most of the time it takes to make a new
+// one, its memory is touched for the first time.
+static int
+fill_list(PyObject *list, converter *conv,
+          const tracemalloc_snapshot *snapshot)
+{
+    // By hash, the index of a trace that may be equal.
+    size_t earlier[NUM_EARLIER] = {0};
+    for (size_t i = 0; i < snapshot->ntraces; i++) {
+        const tracemalloc_trace *trace = &snapshot->traces[i];
+        uint32_t hash = _PyTraceMalloc_HashBlock(trace->traceback,
+                                                 trace->size);
+        size_t *found = &earlier[(hash >> 16) % NUM_EARLIER];
+        PyObject *obj;
+        if (*found < i && is_equal(trace, &snapshot->traces[*found])) {
+            obj = Py_NewRef(PyList_GET_ITEM(list, (Py_ssize_t)*found));
+        }
+        else {
+            *found = i;
+            obj = trace_as_object(conv, trace);
+            if (obj == NULL) {
+                return -1;
+            }
+        }
+        PyList_SET_ITEM(list, (Py_ssize_t)i, obj);
     }
-    int res = 0;
-    for (size_t i = 0; res == 0 && i < snapshot->ntraces; i++) {
-        PyObject *trace = trace_as_object(&conv, &snapshot->traces[i]);
-        res = trace == NULL ? -1
-              : _PyList_AppendTakeRef((PyListObject *)list, trace);
+    return 0;
+}
+
+static PyObject *
+traces_as_list(const tracemalloc_snapshot *snapshot)
+{
+    PyObject *list = PyList_New((Py_ssize_t)snapshot->ntraces);
+    if (list == NULL) {
+        return NULL;
+    }
+    converter conv;
+    if (converter_init(&conv, snapshot, SIZE_MAX) < 0) {
+        Py_DECREF(list);
+        return NULL;
+    }
+    if (fill_list(list, &conv, snapshot) < 0) {
+        Py_CLEAR(list);
     }
     converter_fini(&conv);
-    return res;
+    return list;
 }
 
 static PyObject *
 get_traces(void)
 {
-    PyObject *list = PyList_New(0);
-    if (list == NULL) {
-        return NULL;
-    }
     tracemalloc_snapshot snapshot;
     if (_PyTraceMalloc_Snapshot(&snapshot) < 0) {
-        Py_DECREF(list);
         return NULL;
     }
-
     // The result's own blocks are not traced: it is about those that were
     // there before.
     bool reentrant = _PyTraceMalloc_SetReentrant(true);
-    int res = append_traces(list, &snapshot);
+    PyObject *list = traces_as_list(&snapshot);
     (void)_PyTraceMalloc_SetReentrant(reentrant);
-
     _PyTraceMalloc_FreeSnapshot(&snapshot);
-    if (res < 0) {
-        Py_DECREF(list);
-        return NULL;
-    }
     return list;
 }
 
@@ -229,9 +240,9 @@ _PyTraceMalloc_GetTraceback(unsigned int domain, uintptr_t ptr)
     if (snapshot.ntraces == 0) {
         result = Py_NewRef(Py_None);
     }
-    else if (converter_init(&conv, &snapshot.intern) == 0) {
-        result = Py_XNewRef(traceback_as_object(
-            &conv, snapshot.traces[0].traceback));
+    // There may be millions of ids: make room for most filenames only.
+    else if (converter_init(&conv, &snapshot, 1024) == 0) {
+        result = traceback_as_object(&conv, snapshot.traces[0].traceback);
         converter_fini(&conv);
     }
     _PyTraceMalloc_FreeSnapshot(&snapshot);
@@ -251,7 +262,8 @@ static PyObject *
 _tracemalloc_is_tracing_impl(PyObject *module)
 /*[clinic end generated code: output=2d763b42601cd3ef input=e5729416377cdf11]*/
 {
-    return PyBool_FromLong(_PyTraceMalloc_IsTracing());
+    return PyBool_FromLong(
+        _PyInterpreterState_GET()->tracemalloc.tracing);
 }
 
 
@@ -331,7 +343,7 @@ static PyObject *
 _tracemalloc_start_impl(PyObject *module, int nframe)
 /*[clinic end generated code: output=caae05c23c159d3c input=9560a91198613bbf]*/
 {
-    if (_PyTraceMalloc_Start(nframe) < 0) {
+    if (_PyTraceMalloc_Start(nframe, false) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -350,7 +362,7 @@ static PyObject *
 _tracemalloc_stop_impl(PyObject *module)
 /*[clinic end generated code: output=c3c42ae03e3955cd input=3d7e630650b62b0e]*/
 {
-    _PyTraceMalloc_Stop();
+    _PyTraceMalloc_Stop(_PyInterpreterState_GET());
     Py_RETURN_NONE;
 }
 
@@ -367,7 +379,8 @@ static PyObject *
 _tracemalloc_get_traceback_limit_impl(PyObject *module)
 /*[clinic end generated code: output=d556d9306ba95567 input=929a539c1b0af09b]*/
 {
-    return PyLong_FromLong(_PyTraceMalloc_GetTracebackLimit());
+    return PyLong_FromLong(
+        _PyInterpreterState_GET()->tracemalloc.max_nframe);
 }
 
 

@@ -1,38 +1,13 @@
 // tracemalloc's life cycle (start, stop, fork, the end of an interpreter), its
-// queries, and its public C API.
+// reference tracer, queries, and public C API.
 
 #include "Python.h"
 #include "pycore_ceval.h"         // _PyEval_StopTheWorldAll()
-#include "pycore_interp.h"        // PyInterpreterState.tracemalloc
-#include "pycore_pystate.h"       // _PyInterpreterState_GET()
-#include "pycore_runtime.h"       // _PyRuntime
-#include "pycore_tracemalloc.h"   // tracemalloc_caller
+#include "pycore_tracemalloc_shared.h"  // lock_mutex()
 
-// As many as tracemalloc_traceback.nframe can count.
+// As many as tracemalloc_item.total_nframe can count.
 #define MAX_NFRAME UINT16_MAX
 
-#define RUNTIME (&_PyRuntime.tracemalloc)
-
-typedef struct _tracemalloc_interp_state interp_state;
-
-
-static void
-lock_runtime(void)
-{
-    PyMutex_LockFlags(&RUNTIME->mutex, _Py_LOCK_DONT_DETACH);
-}
-
-static void
-unlock_runtime(void)
-{
-    PyMutex_Unlock(&RUNTIME->mutex);
-}
-
-static bool
-is_idle(void)
-{
-    return _Py_atomic_load_int_relaxed(&RUNTIME->ntracing) == 0;
-}
 
 // Without a GIL, other threads, of any interpreter, may use the slots of this
 // one: bring them to rest.  Then lock the runtime.
@@ -43,31 +18,79 @@ stop_threads(void)
     if (_PyThreadState_GET() != NULL) {
         _PyEval_StopTheWorldAll(&_PyRuntime);
     }
-    lock_runtime();
+    lock_mutex(&RUNTIME->mutex);
 }
 
 static void
 start_threads(void)
 {
-    unlock_runtime();
+    PyMutex_Unlock(&RUNTIME->mutex);
     if (_PyThreadState_GET() != NULL) {
         _PyEval_StartTheWorldAll(&_PyRuntime);
     }
 }
 
 
-/* --- Start and stop ----------------------------------------------------- */
+/* --- Reference tracer --------------------------------------------------- */
 
-static uint64_t
-next_epoch(void)
+// A block from a free list has the trace of its previous life; it gets the
+// traceback of its new one (bpo-35053).  Returns what the user's tracer does.
+static int
+trace_ref(PyObject *op, PyRefTracerEvent event, void *data)
 {
-    return ++RUNTIME->epoch;
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (event == PyRefTracer_CREATE && tstate != NULL
+        && tstate->interp->tracemalloc.tracing
+        && !thread_of(tstate)->reentrant)
+    {
+        _PyTraceMalloc_Reattribute(tstate, op);
+    }
+    PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
+        &RUNTIME->ref_tracer);
+    return user != NULL ? user(op, event, data) : 0;
 }
 
+// There is one slot for a tracer.  While an interpreter traces, ours takes the
+// place of the user's function there and calls it; the user's data stays where
+// it is.  With the runtime's mutex held.
 static void
-set_epoch(interp_state *tm, uint64_t epoch)
+set_tracer_slot(void)
 {
-    _Py_atomic_store_uint64_relaxed(&tm->epoch, epoch);
+    PyRefTracer tracer = is_idle() ? RUNTIME->ref_tracer : trace_ref;
+    _Py_atomic_store_ptr_relaxed(&_PyRuntime.ref_tracer.tracer_func,
+                                 (void *)tracer);
+}
+
+void
+_PyTraceMalloc_SetRefTracer(PyRefTracer tracer, void *data)
+{
+    lock_mutex(&RUNTIME->mutex);
+    _Py_atomic_store_ptr_relaxed(&_PyRuntime.ref_tracer.tracer_data, data);
+    _Py_atomic_store_ptr_relaxed(&RUNTIME->ref_tracer, (void *)tracer);
+    set_tracer_slot();
+    PyMutex_Unlock(&RUNTIME->mutex);
+}
+
+PyRefTracer
+_PyTraceMalloc_GetRefTracer(void **data)
+{
+    lock_mutex(&RUNTIME->mutex);
+    PyRefTracer tracer = RUNTIME->ref_tracer;
+    if (data != NULL) {
+        *data = _PyRuntime.ref_tracer.tracer_data;
+    }
+    PyMutex_Unlock(&RUNTIME->mutex);
+    return tracer;
+}
+
+
+/* --- Start and stop ----------------------------------------------------- */
+
+// What threads remember of frames is void from now on.
+static void
+new_epoch(interp_state *tm)
+{
+    _Py_atomic_store_uint64_relaxed(&tm->epoch, ++RUNTIME->epoch);
 }
 
 static void
@@ -75,13 +98,17 @@ add_to_ntracing(int change)
 {
     _Py_atomic_store_int_relaxed(&RUNTIME->ntracing,
                                  RUNTIME->ntracing + change);
+    set_tracer_slot();
 }
 
+// -1 if there is no memory.
 static int
 open_traces(interp_state *tm)
 {
     // Hooks are in, so there is an allocator below them.
-    if (_PyTraceMalloc_OpenTraces(tm, _PyTraceMalloc_RawAllocator()) < 0) {
+    if (_PyTraceMalloc_OpenTraces(
+            tm, _PyTraceMalloc_AllocatorBelow(PYMEM_DOMAIN_RAW)) < 0)
+    {
         return -1;
     }
     if (_PyTraceMalloc_LocationsInit(tm) < 0) {
@@ -93,24 +120,17 @@ open_traces(interp_state *tm)
     return 0;
 }
 
-typedef enum {
-    START_OK,
-    START_NO_KEY,
-    START_NO_MEMORY,
-    START_AGAIN,
-} start_result;
-
-static start_result
-start_locked(PyInterpreterState *interp, int max_nframe, bool inherited,
+// -1 if there is no memory, -2 if there is no key.
+static int
+start_locked(interp_state *tm, int max_nframe, bool inherited,
              uint8_t reached)
 {
-    interp_state *tm = &interp->tracemalloc;
     if (tm->tracing) {
         // Another thread was faster.
-        return START_OK;
+        return 0;
     }
     if (!inherited && PyThread_tss_create(&tm->reentrant_key) != 0) {
-        return START_NO_KEY;
+        return -2;
     }
     // Hooks first, so that the free of what is traced is seen.
     if (_PyTraceMalloc_InstallHooks(reached) < 0 || open_traces(tm) < 0) {
@@ -118,26 +138,24 @@ start_locked(PyInterpreterState *interp, int max_nframe, bool inherited,
         if (is_idle()) {
             _PyTraceMalloc_RemoveHooks();
         }
-        return START_NO_MEMORY;
+        return -1;
     }
     if (is_idle()) {
-        if (RUNTIME->tracing.next == NULL) {
-            llist_init(&RUNTIME->tracing);
-        }
+        llist_init(&RUNTIME->tracing);
         _PyTraceMalloc_CountersInit(&RUNTIME->counters);
     }
     _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : 1);
     tm->max_nframe = max_nframe;
-    tm->generation = next_epoch();
-    set_epoch(tm, tm->generation);
+    new_epoch(tm);
+    tm->generation = tm->epoch;
     tm->tracing = 1;
     llist_insert_tail(&RUNTIME->tracing, &tm->node);
     add_to_ntracing(1);
-    return START_OK;
+    return 0;
 }
 
-static int
-start(int max_nframe, bool inherited)
+int
+_PyTraceMalloc_Start(int max_nframe, bool inherited)
 {
     if (max_nframe < 1 || max_nframe > MAX_NFRAME) {
         PyErr_Format(PyExc_ValueError,
@@ -145,54 +163,38 @@ start(int max_nframe, bool inherited)
                      (unsigned long)MAX_NFRAME);
         return -1;
     }
-    PyInterpreterState *interp = _PyInterpreterState_GET();
-    if (interp->tracemalloc.tracing) {
+    interp_state *tm = &_PyInterpreterState_GET()->tracemalloc;
+    if (tm->tracing) {
         return 0;
     }
-    start_result res = START_AGAIN;
-    while (res == START_AGAIN) {
+    int res = 0;
+    bool is_current;
+    do {
         // The probe runs code that may be anybody's, so it needs to be done
         // without locks.
         uint32_t version = _Py_atomic_load_uint32(&RUNTIME->hooks_version);
         uint8_t reached = _PyTraceMalloc_ProbeHooks();
         stop_threads();
-        if (version == _Py_atomic_load_uint32(&RUNTIME->hooks_version)) {
-            res = start_locked(interp, max_nframe, inherited, reached);
+        is_current = version == _Py_atomic_load_uint32(
+            &RUNTIME->hooks_version);
+        if (is_current) {
+            res = start_locked(tm, max_nframe, inherited, reached);
         }
         start_threads();
+    } while (!is_current);
+    if (res == -2) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "cannot start tracemalloc: the system has no "
+                        "thread-specific storage key left");
     }
-    switch (res) {
-        case START_OK:
-            return 0;
-        case START_NO_KEY:
-            PyErr_SetString(PyExc_RuntimeError,
-                            "cannot start tracemalloc: the system has no "
-                            "thread-specific storage key left");
-            return -1;
-        case START_NO_MEMORY:
-            PyErr_NoMemory();
-            return -1;
-        case START_AGAIN:
-            break;
+    else if (res < 0) {
+        PyErr_NoMemory();
     }
-    Py_UNREACHABLE();
-}
-
-int
-_PyTraceMalloc_Start(int max_nframe)
-{
-    return start(max_nframe, false);
-}
-
-int
-_PyTraceMalloc_StartInherited(int max_nframe)
-{
-    return start(max_nframe, true);
+    return res < 0 ? -1 : 0;
 }
 
 static void
-forget_thread(PyInterpreterState *interp,
-              struct _tracemalloc_thread_state *ts)
+forget_thread(PyInterpreterState *interp, thread_state *ts)
 {
     if (ts->capture != NULL) {
         _PyTraceMalloc_CaptureFree(interp, ts);
@@ -206,57 +208,42 @@ static void
 stop_locked(PyInterpreterState *interp)
 {
     interp_state *tm = &interp->tracemalloc;
-    if (!tm->tracing) {
-        return;
-    }
     tm->tracing = 0;
     tm->generation = 0;
-    set_epoch(tm, 0);
+    _Py_atomic_store_uint64_relaxed(&tm->epoch, 0);
     llist_remove(&tm->node);
     add_to_ntracing(-1);
 
     struct llist_node *node;
     llist_for_each_safe(node, &tm->threads) {
-        forget_thread(interp, llist_data(
-            node, struct _tracemalloc_thread_state, node));
+        forget_thread(interp, llist_data(node, thread_state, node));
     }
     _PyTraceMalloc_DropTraces(tm);
     _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : -1);
     _PyTraceMalloc_LocationsFree(tm);
     PyThread_tss_delete(&tm->reentrant_key);
-}
-
-static void
-stop(PyInterpreterState *interp)
-{
-    if (!interp->tracemalloc.tracing) {
-        return;
-    }
-    stop_threads();
-    stop_locked(interp);
     if (is_idle()) {
         _PyTraceMalloc_RemoveHooks();
     }
-    start_threads();
 }
 
 void
-_PyTraceMalloc_Stop(void)
+_PyTraceMalloc_Stop(PyInterpreterState *interp)
 {
-    stop(_PyInterpreterState_GET());
-}
-
-void
-_PyTraceMalloc_Fini(PyInterpreterState *interp)
-{
-    stop(interp);
+    if (interp->tracemalloc.tracing) {
+        stop_threads();
+        // Another thread may have been faster.
+        if (interp->tracemalloc.tracing) {
+            stop_locked(interp);
+        }
+        start_threads();
+    }
 }
 
 void
 _PyTraceMalloc_ThreadEnds(PyThreadState *tstate)
 {
-    struct _tracemalloc_thread_state *ts =
-        &((_PyThreadStateImpl *)tstate)->tracemalloc;
+    thread_state *ts = thread_of(tstate);
     ts->ended = true;
     bool has_credit = false;
 #ifdef Py_GIL_DISABLED
@@ -265,21 +252,15 @@ _PyTraceMalloc_ThreadEnds(PyThreadState *tstate)
     if (ts->capture == NULL && !has_credit) {
         return;
     }
-    lock_runtime();
+    lock_mutex(&RUNTIME->mutex);
     forget_thread(tstate->interp, ts);
-    unlock_runtime();
+    PyMutex_Unlock(&RUNTIME->mutex);
 }
 
 void
 _PyTraceMalloc_InitRuntime(void)
 {
-#if SIZEOF_VOID_P == 8 && defined(__linux__)
-    Py_BUILD_ASSERT(sizeof(struct _tracemalloc_runtime_state) == 232);
-#endif
     assert(RUNTIME->ntracing == 0);
-    // The allocators are what they are without hooks.
-    RUNTIME->hooked = 0;
-    memset(RUNTIME->level, 0, sizeof(RUNTIME->level));
     RUNTIME->ref_tracer = NULL;
     RUNTIME->tstates_gone = false;
 }
@@ -287,9 +268,9 @@ _PyTraceMalloc_InitRuntime(void)
 void
 _PyTraceMalloc_ForgetThreadStates(void)
 {
-    lock_runtime();
+    lock_mutex(&RUNTIME->mutex);
     RUNTIME->tstates_gone = true;
-    unlock_runtime();
+    PyMutex_Unlock(&RUNTIME->mutex);
 }
 
 
@@ -297,42 +278,30 @@ _PyTraceMalloc_ForgetThreadStates(void)
 
 #ifdef HAVE_FORK
 static void
-lock_all(bool lock)
+change_mutexes(void (*change)(PyMutex *))
 {
     struct llist_node *node;
     if (is_idle()) {
         return;
     }
     llist_for_each(node, &RUNTIME->tracing) {
-        PyMutex *mutex = &llist_data(node, interp_state, node)->mutex;
-        if (lock) {
-            PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
-        }
-        else {
-            PyMutex_Unlock(mutex);
-        }
+        change(&llist_data(node, interp_state, node)->mutex);
     }
-    PyMutex *mutex = &RUNTIME->directory->mutex;
-    if (lock) {
-        PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
-    }
-    else {
-        PyMutex_Unlock(mutex);
-    }
+    change(&RUNTIME->directory->mutex);
 }
 
 void
 _PyTraceMalloc_BeforeFork(void)
 {
-    lock_runtime();
-    lock_all(true);
+    lock_mutex(&RUNTIME->mutex);
+    change_mutexes(lock_mutex);
 }
 
 void
 _PyTraceMalloc_AfterFork_Parent(void)
 {
-    lock_all(false);
-    unlock_runtime();
+    change_mutexes(PyMutex_Unlock);
+    PyMutex_Unlock(&RUNTIME->mutex);
 }
 
 // The locks are held by this thread, and whoever else waited for them is gone.
@@ -341,8 +310,7 @@ _PyTraceMalloc_AfterFork_Parent(void)
 void
 _PyTraceMalloc_AfterFork_Child(void)
 {
-    PyInterpreterState *main = &_PyRuntime._main_interpreter;
-    interp_state *tm = &main->tracemalloc;
+    interp_state *tm = &_PyRuntime._main_interpreter.tracemalloc;
     _PyMutex_at_fork_reinit(&RUNTIME->mutex);
     _PyMutex_at_fork_reinit(&tm->mutex);
     if (is_idle()) {
@@ -370,18 +338,6 @@ _PyTraceMalloc_AfterFork_Child(void)
 
 /* --- Queries ------------------------------------------------------------ */
 
-int
-_PyTraceMalloc_IsTracing(void)
-{
-    return _PyInterpreterState_GET()->tracemalloc.tracing;
-}
-
-int
-_PyTraceMalloc_GetTracebackLimit(void)
-{
-    return _PyInterpreterState_GET()->tracemalloc.max_nframe;
-}
-
 void
 _PyTraceMalloc_ClearTraces(void)
 {
@@ -395,8 +351,8 @@ _PyTraceMalloc_ClearTraces(void)
         // Without memory the first traces may need some.
         (void)_PyTraceMalloc_TableInit(&tm->table, tm->table.allocator);
         _PyTraceMalloc_LocationsClear(tm);
-        tm->generation = next_epoch();
-        set_epoch(tm, tm->generation);
+        new_epoch(tm);
+        tm->generation = tm->epoch;
         _PyTraceMalloc_ResetCounterPeak();
     }
     start_threads();
@@ -409,28 +365,28 @@ _PyTraceMalloc_FramesChanged(PyInterpreterState *interp)
     if (is_idle()) {
         return;
     }
-    lock_runtime();
+    lock_mutex(&RUNTIME->mutex);
     if (tm->tracing) {
-        set_epoch(tm, next_epoch());
+        new_epoch(tm);
         // With this lock nobody is looking at a filename.
-        PyMutex_LockFlags(&tm->mutex, _Py_LOCK_DONT_DETACH);
+        lock_mutex(&tm->mutex);
         _PyTraceMalloc_LocationsClear(tm);
         PyMutex_Unlock(&tm->mutex);
     }
-    unlock_runtime();
+    PyMutex_Unlock(&RUNTIME->mutex);
 }
 
 size_t
 _PyTraceMalloc_GetMemory(void)
 {
     interp_state *tm = &_PyInterpreterState_GET()->tracemalloc;
-    lock_runtime();
+    lock_mutex(&RUNTIME->mutex);
     size_t size = 0;
     if (tm->tracing) {
         size = _PyTraceMalloc_TracesMemory(tm)
                + _PyTraceMalloc_LocationsMemory(tm);
     }
-    unlock_runtime();
+    PyMutex_Unlock(&RUNTIME->mutex);
     return size;
 }
 
@@ -460,11 +416,11 @@ _PyTraceMalloc_SnapshotBlock(unsigned int domain, uintptr_t ptr,
     PyInterpreterState *interp = _PyInterpreterState_GET();
     *snapshot = (tracemalloc_snapshot){0};
     int res = 0;
-    lock_runtime();
+    lock_mutex(&RUNTIME->mutex);
     if (interp->tracemalloc.tracing) {
         res = _PyTraceMalloc_CopyTrace(interp, domain, ptr, snapshot);
     }
-    unlock_runtime();
+    PyMutex_Unlock(&RUNTIME->mutex);
     if (res < 0) {
         PyErr_NoMemory();
     }
@@ -475,21 +431,21 @@ void
 _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak)
 {
     *current = *peak = 0;
-    lock_runtime();
+    lock_mutex(&RUNTIME->mutex);
     if (!is_idle()) {
         _PyTraceMalloc_CountersGet(current, peak);
     }
-    unlock_runtime();
+    PyMutex_Unlock(&RUNTIME->mutex);
 }
 
 void
 _PyTraceMalloc_ResetPeak(void)
 {
-    lock_runtime();
+    lock_mutex(&RUNTIME->mutex);
     if (!is_idle()) {
         _PyTraceMalloc_ResetCounterPeak();
     }
-    unlock_runtime();
+    PyMutex_Unlock(&RUNTIME->mutex);
 }
 
 

@@ -35,11 +35,10 @@
 #include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
 #include "pycore_interp.h"        // PyInterpreterState.eval_frame
 #include "pycore_runtime.h"       // _PyRuntime
-#include "pycore_tracemalloc.h"   // tracemalloc_capture
+#include "pycore_tracemalloc_shared.h"  // thread_of()
 #include "pycore_tstate.h"        // _PyThreadStateImpl
 
-typedef struct _tracemalloc_interp_state interp_state;
-typedef struct _tracemalloc_thread_state thread_state;
+typedef struct _tracemalloc_capture tracemalloc_capture;
 
 // Nodes that a capture has room for: grows by need, so that a thread spends
 // from 6 to 360 kilobytes.
@@ -140,7 +139,7 @@ static int
 make_capture(PyThreadState *tstate, bool locked)
 {
     interp_state *tm = &tstate->interp->tracemalloc;
-    thread_state *ts = &((_PyThreadStateImpl *)tstate)->tracemalloc;
+    thread_state *ts = thread_of(tstate);
     PyMutex *mutex = &_PyRuntime.tracemalloc.mutex;
     tracemalloc_capture *capture = new_capture(tm, MIN_NODES);
     if (capture == NULL) {
@@ -163,7 +162,7 @@ _PyTraceMalloc_CaptureFree(PyInterpreterState *interp, thread_state *ts)
     llist_remove(&ts->node);
     free_capture(&interp->tracemalloc, ts->capture);
     ts->capture = NULL;
-    ts->frame = NULL;
+    memset(ts->sites, 0, sizeof(ts->sites));
     ts->last_block = 0;
 }
 
@@ -269,11 +268,18 @@ find_activation(tracemalloc_capture *capture,
 }
 
 static void
-remember(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
-         uint32_t callers)
+remember(thread_state *ts, _PyInterpreterFrame *frame, uint32_t callers)
 {
-    *activation_slot(capture, frame) = (activation){frame, callers};
-    frame->callers_known = 1;
+    *activation_slot(ts->capture, frame) = (activation){frame, callers};
+    if (!frame->callers_known) {
+        // What is remembered is of an activation that has ended.
+        for (size_t i = 0; i < _PyTraceMalloc_NUM_SITES; i++) {
+            if (ts->sites[i].frame == frame) {
+                ts->sites[i].frame = NULL;
+            }
+        }
+        frame->callers_known = 1;
+    }
 }
 
 // One walk: what it depends on and what it has found.
@@ -348,9 +354,9 @@ add_caller(const frame_walk *walk, _PyInterpreterFrame *frame,
 
 // Give each frame of a walk its callers.  Returns those of the first one.
 static uint32_t
-find_callers(const frame_walk *walk)
+find_callers(const frame_walk *walk, thread_state *ts)
 {
-    tracemalloc_capture *capture = walk->capture;
+    tracemalloc_capture *capture = ts->capture;
     uint32_t callers = 0;
     if (walk->end != NULL) {
         callers = walk->end_callers;
@@ -367,7 +373,7 @@ find_callers(const frame_walk *walk)
     }
     for (size_t i = walk->nkept; i-- > 0; ) {
         if (walk->trusted) {
-            remember(capture, capture->frames[i], callers);
+            remember(ts, capture->frames[i], callers);
         }
         if (i > 0) {
             callers = add_caller(walk, capture->frames[i], callers);
@@ -401,20 +407,20 @@ static int
 capture_frame(PyThreadState *tstate, _PyInterpreterFrame *frame, uint32_t *id)
 {
     interp_state *tm = &tstate->interp->tracemalloc;
-    thread_state *ts = &((_PyThreadStateImpl *)tstate)->tracemalloc;
+    thread_state *ts = thread_of(tstate);
     frame_walk walk = {
         .by_depth = tm->max_nframe == 1,
         .trusted = tstate->interp->eval_frame == NULL,
     };
     walk_with_room(&walk, tm, ts, frame);
-    uint32_t callers = find_callers(&walk);
+    uint32_t callers = find_callers(&walk, ts);
     if (find_traceback(walk.capture, tm, frame, callers, id) < 0) {
         return -1;
     }
     if (walk.trusted) {
-        ts->frame = frame;
-        ts->instr = frame->instr_ptr;
-        ts->traceback = *id;
+        *site_of(ts, frame->instr_ptr) = (tracemalloc_site){
+            frame, frame->instr_ptr, *id,
+        };
     }
     assert(_PyTraceMalloc_IsExact(tm, frame, *id));
     return 0;
@@ -427,9 +433,8 @@ _PyTraceMalloc_Capture(PyThreadState *tstate, bool locked, uint32_t *id)
     if (tstate == NULL || tstate->current_frame == NULL) {
         return 0;
     }
-    thread_state *ts = &((_PyThreadStateImpl *)tstate)->tracemalloc;
+    thread_state *ts = thread_of(tstate);
     ts->last_block = 0;
-    ts->frame = NULL;
     if (ts->ended) {
         return 0;
     }
@@ -441,6 +446,7 @@ _PyTraceMalloc_Capture(PyThreadState *tstate, bool locked, uint32_t *id)
     tracemalloc_capture *capture = ts->capture;
     if (capture->epoch != epoch) {
         forget(capture);
+        memset(ts->sites, 0, sizeof(ts->sites));
         capture->epoch = ts->epoch = epoch;
     }
     _PyInterpreterFrame *frame = _PyFrame_GetFirstComplete(

@@ -403,13 +403,16 @@ _PyTraceMalloc_CountRemoveSlow(tracemalloc_credit *credit, size_t size,
         return;
     }
     if (credit != NULL && _PyTraceMalloc_EnterCredit(credit)) {
-        // There is more credit than others could do without; a thread that is
-        // alone may have any.
+        // Others would have to do without what this thread hoards; one that
+        // is alone may have any credit.
         uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+        uint64_t limit = HUGE_SIZE - 1;
+        if (NUM_OPEN(word) > 1) {
+            limit = Py_MIN(load_peak() / 16, 4 * MAX_GRANT);
+        }
         credit->available += (Py_ssize_t)size;
-        credit->limit = (Py_ssize_t)(
-            NUM_OPEN(word) == 1 ? Py_MIN(HUGE_SIZE - 1, PY_SSIZE_T_MAX)
-            : 4 * MAX_GRANT);
+        credit->limit = (Py_ssize_t)Py_MIN(Py_MAX(limit, MIN_GRANT),
+                                           PY_SSIZE_T_MAX);
         Py_ssize_t extra = credit->available - credit->limit / 2;
         if (extra > 0) {
             _Py_atomic_add_uint64(&COUNTERS->word, -(uint64_t)extra);

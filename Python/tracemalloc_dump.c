@@ -1,17 +1,14 @@
-// What tracemalloc has to say in a fatal error: where a block was allocated.
+// What a fatal error report says of a block: where it was allocated.
+//
+// The thread that reports the error may hold a lock itself, and others run on:
+// nothing here waits for long.
 
 #include "Python.h"
 #include "pycore_fileutils.h"     // _Py_write_noraise()
-#include "pycore_interp.h"        // PyInterpreterState.tracemalloc
-#include "pycore_pystate.h"       // _PyThreadState_GET()
-#include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_traceback.h"     // _Py_DumpDecimal()
-#include "pycore_tracemalloc.h"   // tracemalloc_removed
+#include "pycore_tracemalloc_shared.h"  // has_same_gil()
 
-#define RUNTIME (&_PyRuntime.tracemalloc)
-
-// The thread that reports the error may hold a lock itself.
-#define DUMP_TIMEOUT (100 * 1000 * 1000)    // nanoseconds
+#define TIMEOUT (100 * 1000 * 1000)     // nanoseconds
 
 #define PUTS(fd, str) (void)_Py_write_noraise(fd, str, (int)strlen(str))
 
@@ -19,15 +16,13 @@
 static void
 dump_filename(int fd, const tracemalloc_intern *intern, uint32_t id)
 {
-    const void *text;
-    const tracemalloc_filename *name =
-        _PyTraceMalloc_GetFilename(intern, id, &text);
-    if (name == NULL) {
+    if (id == 0) {
         PUTS(fd, "<unknown>");
         return;
     }
+    const tracemalloc_item *name = _PyTraceMalloc_GetItem(intern, id);
     for (size_t i = 0; i < name->length; i++) {
-        Py_UCS4 ch = PyUnicode_READ(name->kind, text, i);
+        Py_UCS4 ch = PyUnicode_READ(name->unit, name->frames, i);
         if (' ' <= ch && ch <= 126) {
             char c = (char)ch;
             (void)_Py_write_noraise(fd, &c, 1);
@@ -45,15 +40,13 @@ dump_filename(int fd, const tracemalloc_intern *intern, uint32_t id)
 static void
 dump_frames(int fd, const tracemalloc_intern *intern, uint32_t id)
 {
-    const tracemalloc_frame *frames;
-    const tracemalloc_traceback *traceback =
-        _PyTraceMalloc_GetFrames(intern, id, &frames);
+    const tracemalloc_item *traceback = _PyTraceMalloc_GetItem(intern, id);
     PUTS(fd, "Memory block allocated at (most recent call first):\n");
-    for (size_t i = 0; i < traceback->nframe; i++) {
+    for (size_t i = 0; i < traceback->length; i++) {
         PUTS(fd, "  File \"");
-        dump_filename(fd, intern, frames[i].filename);
+        dump_filename(fd, intern, traceback->frames[i].filename);
         PUTS(fd, "\", line ");
-        _Py_DumpDecimal(fd, frames[i].lineno);
+        _Py_DumpDecimal(fd, traceback->frames[i].lineno);
         PUTS(fd, "\n");
     }
     PUTS(fd, "\n");
@@ -62,31 +55,37 @@ dump_frames(int fd, const tracemalloc_intern *intern, uint32_t id)
 static bool
 lock_for_dump(PyMutex *mutex)
 {
-    return _PyMutex_LockTimed(mutex, DUMP_TIMEOUT, _Py_LOCK_DONT_DETACH)
+    return _PyMutex_LockTimed(mutex, TIMEOUT, _Py_LOCK_DONT_DETACH)
            == PY_LOCK_ACQUIRED;
+}
+
+// May the hash table of an interpreter be read with its mutex held?  With the
+// GIL its threads may do without the mutex; see lock_own().
+static bool
+is_readable(PyThreadState *tstate, interp_state *tm)
+{
+    return !USE_CREDIT_AS_LOCK
+           || (tstate != NULL
+               && has_same_gil(&tstate->interp->tracemalloc, tm));
 }
 
 // `removed` is the trace of the block that this thread is freeing.
 static bool
-dump_trace(int fd, struct _tracemalloc_interp_state *tm,
-           const tracemalloc_removed *removed,
+dump_trace(int fd, interp_state *tm, const tracemalloc_removed *removed,
            uintptr_t ptr)
 {
-    PyInterpreterState *interp = _Py_CONTAINER_OF(tm, PyInterpreterState,
-                                                  tracemalloc);
     if (!lock_for_dump(&tm->mutex)) {
         return false;
     }
     tracemalloc_trace trace;
-    bool found = _PyTraceMalloc_Find(interp, 0, ptr, &trace);
-    if (!found && removed->owner == tm && removed->trace.ptr == ptr
-        && removed->trace.traceback != _PyTraceMalloc_NO_TRACEBACK)
-    {
+    bool found = is_readable(_PyThreadState_GET(), tm)
+                 && _PyTraceMalloc_Find(as_interp(tm), 0, ptr, &trace);
+    if (!found && removed->owner == tm && removed->trace.ptr == ptr) {
         trace = removed->trace;
-        found = true;
+        found = trace.traceback != _PyTraceMalloc_NO_TRACEBACK;
     }
     if (found) {
-        dump_frames(fd, &tm->intern, trace.traceback);
+        dump_frames(fd, tm->intern, trace.traceback);
     }
     PyMutex_Unlock(&tm->mutex);
     return found;
@@ -95,21 +94,18 @@ dump_trace(int fd, struct _tracemalloc_interp_state *tm,
 void
 _PyMem_DumpTraceback(int fd, const void *ptr)
 {
-    bool found = false, tracing = false;
-    if (_Py_atomic_load_int_relaxed(&RUNTIME->ntracing) > 0) {
+    bool found = false;
+    PyThreadState *tstate = _PyThreadState_GET();
+    interp_state *own = tstate != NULL ? &tstate->interp->tracemalloc
+                        : &_PyRuntime._main_interpreter.tracemalloc;
+    if (!is_idle()) {
         if (!lock_for_dump(&RUNTIME->mutex)) {
             return;
         }
         const tracemalloc_removed removed = _PyTraceMalloc_GetRemoved();
-        PyThreadState *tstate = _PyThreadState_GET();
-        PyInterpreterState *interp = tstate != NULL
-                                     ? tstate->interp
-                                     : &_PyRuntime._main_interpreter;
-        tracing = interp->tracemalloc.tracing;
         struct llist_node *node;
         llist_for_each(node, &RUNTIME->tracing) {
-            found = dump_trace(fd, llist_data(
-                node, struct _tracemalloc_interp_state, node),
+            found = dump_trace(fd, llist_data(node, interp_state, node),
                                &removed, (uintptr_t)ptr);
             if (found) {
                 break;
@@ -117,7 +113,7 @@ _PyMem_DumpTraceback(int fd, const void *ptr)
         }
         PyMutex_Unlock(&RUNTIME->mutex);
     }
-    if (!found && !tracing) {
+    if (!found && !own->tracing) {
         PUTS(fd, "Enable tracemalloc to get the memory block "
                  "allocation traceback\n\n");
     }

@@ -1,5 +1,5 @@
-// The hooks through which tracemalloc sees the memory of the process: the
-// allocators of PEP 445, and the reference tracer.
+// The hooks through which tracemalloc sees the memory of the process, put on
+// top of the allocators of PEP 445.
 //
 // Hooks run in the oddest places: in threads that Python does not know, with
 // any lock of the runtime held, while threads and interpreters come and go.
@@ -12,33 +12,15 @@
 
 #include "Python.h"
 #include "pycore_pymem.h"         // _PyMem_ReplaceFunctions()
-#include "pycore_pystate.h"       // _PyThreadState_GET()
-#include "pycore_runtime.h"       // _PyRuntime
-#include "pycore_tracemalloc.h"   // tracemalloc_caller
+#include "pycore_tracemalloc_shared.h"  // thread_of()
 
-#define RUNTIME (&_PyRuntime.tracemalloc)
-
-// Any non-NULL pointer will do.
-#define REENTRANT ((void *)RUNTIME)
+#define NUM_DOMAINS _PyTraceMalloc_NUM_DOMAINS
+#define NUM_LEVELS _PyTraceMalloc_NUM_LEVELS
 
 #define DOMAIN_BIT(DOMAIN) ((uint8_t)(1 << (DOMAIN)))
 
-typedef struct _tracemalloc_thread_state thread_state;
-
 
 /* --- Who is calling ----------------------------------------------------- */
-
-static inline thread_state *
-thread_of(PyThreadState *tstate)
-{
-    return &((_PyThreadStateImpl *)tstate)->tracemalloc;
-}
-
-static inline bool
-is_idle(void)
-{
-    return _Py_atomic_load_int_relaxed(&RUNTIME->ntracing) == 0;
-}
 
 // The thread state of the calling thread, which is not attached, or NULL.
 static PyThreadState *
@@ -55,25 +37,23 @@ detached_tstate(void)
     return PyGILState_GetThisThreadState();
 }
 
-static inline void
-set_caller(tracemalloc_caller *caller, PyThreadState *tstate, bool attached)
+static interp_state *
+interp_of(PyThreadState *tstate)
 {
-    caller->tstate = tstate;
-    caller->attached = attached;
-    caller->interp = tstate != NULL ? &tstate->interp->tracemalloc
-                     : &_PyRuntime._main_interpreter.tracemalloc;
+    return tstate != NULL ? &tstate->interp->tracemalloc
+           : &_PyRuntime._main_interpreter.tracemalloc;
 }
 
 void
 _PyTraceMalloc_BeginCall(tracemalloc_caller *caller)
 {
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate != NULL) {
-        set_caller(caller, tstate, true);
-        return;
+    caller->tstate = _PyThreadState_GET();
+    caller->attached = caller->tstate != NULL;
+    if (!caller->attached) {
+        lock_mutex(&RUNTIME->mutex);
+        caller->tstate = detached_tstate();
     }
-    PyMutex_LockFlags(&RUNTIME->mutex, _Py_LOCK_DONT_DETACH);
-    set_caller(caller, detached_tstate(), false);
+    caller->interp = interp_of(caller->tstate);
 }
 
 void
@@ -89,52 +69,58 @@ _PyTraceMalloc_EndCall(const tracemalloc_caller *caller)
 
 // The allocator below a hook may call another one: pymalloc gets what is
 // larger than 512 bytes from the raw domain.  A block is traced once, by the
-// outermost hook.
+// outermost hook.  It also notes for a fatal error report which block is being
+// freed, and what trace that had.
 
-// The key may be missing in an interpreter that inherited -X tracemalloc: it
-// is taken when the first thread needs it.  Returns false if none is left.
-static bool
-has_key(const tracemalloc_caller *caller)
+static inline bool
+had_trace(const tracemalloc_removed *removed)
 {
-    Py_tss_t *key = &caller->interp->reentrant_key;
-    return PyThread_tss_is_created(key)
-           || (caller->interp->tracing && PyThread_tss_create(key) == 0);
+    return removed->trace.traceback != _PyTraceMalloc_NO_TRACEBACK;
 }
 
-// What a thread that is not attached has stored: NULL, REENTRANT, or the trace
-// of the block that it is freeing or reallocating.
-static void *
-get_key(const tracemalloc_caller *caller)
+// Keep the calls that the thread makes from being traced, and note what it
+// frees: a detached thread in the interpreter's key.  False if they are not to
+// be traced anyway, or if the system has no room for a note.
+static inline Py_ALWAYS_INLINE bool
+enter(const tracemalloc_caller *caller, tracemalloc_removed *removed)
 {
-    Py_tss_t *key = &caller->interp->reentrant_key;
-    return PyThread_tss_is_created(key) ? PyThread_tss_get(key) : NULL;
+    thread_state *ts = caller->tstate != NULL ? thread_of(caller->tstate)
+                                              : NULL;
+    // A thread may have become reentrant before it was detached.
+    bool traced = caller->interp->tracing && (ts == NULL || !ts->reentrant);
+    if (!caller->attached) {
+        // The key is missing in an interpreter that inherited -X tracemalloc
+        // until a thread needs it.
+        Py_tss_t *key = &caller->interp->reentrant_key;
+        return traced && PyThread_tss_create(key) == 0
+               && PyThread_tss_get(key) == NULL
+               && PyThread_tss_set(key, removed) == 0;
+    }
+    if (ts->freed_block == 0 && had_trace(removed)) {
+        ts->freed_block = removed->trace.ptr;
+        ts->freed_traceback = removed->trace.traceback;
+        ts->freed_owner = removed->owner;
+    }
+    ts->reentrant |= traced;
+    return traced;
 }
 
-// May the calls of a detached thread be traced?  The mark may have been set
-// while the thread was attached.
-static bool
-is_traced_detached(const tracemalloc_caller *caller)
+// The counterpart; `traced` is what enter() has returned.
+static inline Py_ALWAYS_INLINE void
+leave(const tracemalloc_caller *caller, const tracemalloc_removed *removed,
+      bool traced)
 {
-    return caller->interp->tracing && get_key(caller) == NULL
-           && (caller->tstate == NULL
-               || thread_of(caller->tstate)->mark == NULL);
-}
-
-// Keep the calls that a detached thread makes from being traced.  False if
-// they are not to be traced anyway, or if it has no room for its mark.
-static bool
-mark_detached(const tracemalloc_caller *caller, void *mark)
-{
-    return is_traced_detached(caller) && has_key(caller)
-           && PyThread_tss_set(&caller->interp->reentrant_key, mark) == 0;
-}
-
-// The counterpart.  If tracing was stopped, or even started anew, while the
-// thread made the call then the mark is gone already.
-static void
-unmark_detached(const tracemalloc_caller *caller)
-{
-    if (PyThread_tss_is_created(&caller->interp->reentrant_key)) {
+    if (caller->attached) {
+        thread_state *ts = thread_of(caller->tstate);
+        if (ts->freed_block == removed->trace.ptr) {
+            ts->freed_block = 0;
+        }
+        ts->reentrant &= !traced;
+    }
+    // If tracing was stopped, or even started anew, while the thread made the
+    // call then the note is gone already.
+    else if (traced && PyThread_tss_is_created(&caller->interp->reentrant_key))
+    {
         // Cannot fail: only a first value may need memory.
         (void)PyThread_tss_set(&caller->interp->reentrant_key, NULL);
     }
@@ -152,56 +138,47 @@ _PyTraceMalloc_GetRemoved(void)
         removed.owner = ts->freed_owner;
         return removed;
     }
-    tracemalloc_caller caller;
-    set_caller(&caller, detached_tstate(), false);
-    const void *mark = get_key(&caller);
-    if (mark != NULL && mark != REENTRANT) {
-        removed = *(const tracemalloc_removed *)mark;
-    }
-    return removed;
+    Py_tss_t *key = &interp_of(detached_tstate())->reentrant_key;
+    const tracemalloc_removed *noted =
+        PyThread_tss_is_created(key) ? PyThread_tss_get(key) : NULL;
+    return noted != NULL ? *noted : removed;
 }
 
 bool
 _PyTraceMalloc_SetReentrant(bool reentrant)
 {
     thread_state *ts = thread_of(_PyThreadState_GET());
-    bool previous = ts->mark != NULL;
-    ts->mark = reentrant ? REENTRANT : NULL;
+    bool previous = ts->reentrant;
+    ts->reentrant = reentrant;
     return previous;
 }
 
 
-/* --- Allocate ----------------------------------------------------------- */
+/* --- Any call ----------------------------------------------------------- */
 
-// The allocator that the hooks of a domain and a level wrap; see
-// tracemalloc_install.c.
+typedef enum { MALLOC, CALLOC, REALLOC, FREE } alloc_function;
+
+// The allocator that the hooks of a domain wrap; see below, In and out.
 static inline const PyMemAllocatorEx *
 below(PyMemAllocatorDomain domain, int level)
 {
-    // Pairs with the release in record_below().
-    return _Py_atomic_load_ptr_acquire(&RUNTIME->below[domain][level]);
+    // Pairs with the release in install_domain().
+    const tracemalloc_allocator *record = _Py_atomic_load_ptr_acquire(
+        &RUNTIME->below[level][domain]);
+    return &record->alloc;
 }
-
-// Are calls of an attached thread to be traced?
-static inline bool
-is_traced(PyThreadState *tstate)
-{
-    return tstate->interp->tracemalloc.tracing
-           && thread_of(tstate)->mark == NULL;
-}
-
-// malloc(), calloc(), or realloc() of nothing.
-typedef enum { MALLOC, CALLOC, REALLOC } alloc_function;
 
 static inline void *
-call_below(const PyMemAllocatorEx *alloc, alloc_function function,
+call_below(const PyMemAllocatorEx *alloc, alloc_function function, void *ptr,
            size_t nelem, size_t elsize)
 {
     switch (function) {
+        case MALLOC: return alloc->malloc(alloc->ctx, elsize);
         case CALLOC: return alloc->calloc(alloc->ctx, nelem, elsize);
-        case REALLOC: return alloc->realloc(alloc->ctx, NULL, elsize);
-        default: return alloc->malloc(alloc->ctx, elsize);
+        case REALLOC: return alloc->realloc(alloc->ctx, ptr, elsize);
+        case FREE: alloc->free(alloc->ctx, ptr); return NULL;
     }
+    Py_UNREACHABLE();
 }
 
 static inline int
@@ -219,33 +196,88 @@ add_trace(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     return _PyTraceMalloc_Add(caller, 0, (uintptr_t)ptr, size, origin);
 }
 
-static void *
-alloc_detached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
-               alloc_function function, size_t nelem, size_t elsize)
+// Remove the trace of a block, if there is one, and note it.  Returns what
+// enter() does.
+static inline Py_ALWAYS_INLINE bool
+begin(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
+      alloc_function function, tracemalloc_removed *removed)
 {
-    tracemalloc_caller caller;
-    _PyTraceMalloc_BeginCall(&caller);
-    bool traced = mark_detached(&caller, REENTRANT);
-    _PyTraceMalloc_EndCall(&caller);
+    if (domain != PYMEM_DOMAIN_RAW && caller->attached) {
+        _PyTraceMalloc_RemoveBlock(caller->tstate, removed);
+    }
+    else if (removed->trace.ptr != 0) {
+        // Not what PyTraceMalloc_Track() may have said of NULL.
+        _PyTraceMalloc_Remove(caller, false, removed);
+    }
+    if (function == FREE && had_trace(removed)) {
+        int saved_errno = errno;
+        _PyTraceMalloc_CountRemove(caller, removed->trace.size);
+        errno = saved_errno;
+    }
+    return (function != FREE || had_trace(removed)) && enter(caller, removed);
+}
 
-    void *ptr = call_below(alloc, function, nelem, elsize);
-    if (!traced) {
-        return ptr;
-    }
-    // Who is calling may have changed by now.
+// The old trace was removed, but is still counted.  -1 if there is no memory
+// for a new one.
+static inline Py_ALWAYS_INLINE int
+end(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
+    alloc_function function, const tracemalloc_removed *removed, bool traced,
+    void *ptr, size_t size)
+{
     int res = 0;
-    _PyTraceMalloc_BeginCall(&caller);
-    if (ptr != NULL) {
-        res = add_trace(&caller, domain, ptr, nelem * elsize, BLOCK_NEW);
+    if (function != FREE && had_trace(removed)) {
+        if (ptr == NULL) {
+            _PyTraceMalloc_PutBack(caller, removed);
+        }
+        else {
+            _PyTraceMalloc_CountRemove(caller, removed->trace.size);
+        }
     }
-    unmark_detached(&caller);
+    if (traced && ptr != NULL) {
+        uintptr_t old = removed->trace.ptr;
+        res = add_trace(caller, domain, ptr, size,
+                        old == 0 ? BLOCK_NEW
+                        : old == (uintptr_t)ptr ? BLOCK_IN_PLACE
+                                                : BLOCK_MOVED);
+    }
+    leave(caller, removed, traced);
+    return res;
+}
+
+// Any call of a thread that is not attached.  `ptr` is NULL if a block is
+// allocated.
+static Py_NO_INLINE void *
+call_detached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
+              alloc_function function, void *ptr, size_t nelem, size_t elsize)
+{
+    tracemalloc_removed removed = {.trace = {.ptr = (uintptr_t)ptr}};
+    tracemalloc_caller caller;
+    int res = 0, saved_errno = errno;
+    _PyTraceMalloc_BeginCall(&caller);
+    bool traced = begin(&caller, domain, function, &removed);
     _PyTraceMalloc_EndCall(&caller);
-    if (res < 0) {
-        alloc->free(alloc->ctx, ptr);
+    errno = saved_errno;
+    void *result = call_below(alloc, function, ptr, nelem, elsize);
+    if (traced || had_trace(&removed)) {
+        saved_errno = errno;
+        // Who is calling may have changed by now.
+        _PyTraceMalloc_BeginCall(&caller);
+        res = end(&caller, domain, function, &removed, traced, result,
+                  nelem * elsize);
+        _PyTraceMalloc_EndCall(&caller);
+        errno = saved_errno;
+    }
+    if (res < 0 && ptr == NULL) {
+        alloc->free(alloc->ctx, result);
         return NULL;
     }
-    return ptr;
+    // Reallocating never fails because of tracing: if even the last room is
+    // used up then the block remains without a trace.
+    return result;
 }
+
+
+/* --- Allocate, reallocate, free ----------------------------------------- */
 
 // Of a thread that is not attached, or is not to be traced.
 static Py_NO_INLINE void *
@@ -253,15 +285,13 @@ alloc_otherwise(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
                 alloc_function function, size_t nelem, size_t elsize)
 {
     PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate == NULL && !is_idle()) {
-        return alloc_detached(domain, alloc, function, nelem, elsize);
+    if (tstate != NULL) {
+        thread_of(tstate)->reached |= DOMAIN_BIT(domain);
     }
-    void *mark = tstate != NULL ? thread_of(tstate)->mark : NULL;
-    if (mark != NULL && mark != REENTRANT) {
-        // See _PyTraceMalloc_ProbeHooks().
-        *(uint8_t *)mark |= DOMAIN_BIT(domain);
+    else if (!is_idle()) {
+        return call_detached(domain, alloc, function, NULL, nelem, elsize);
     }
-    return call_below(alloc, function, nelem, elsize);
+    return call_below(alloc, function, NULL, nelem, elsize);
 }
 
 static inline Py_ALWAYS_INLINE void *
@@ -270,175 +300,47 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
 {
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate == NULL || !is_traced(tstate)) {
+    if (tstate == NULL || !tstate->interp->tracemalloc.tracing
+        || thread_of(tstate)->reentrant)
+    {
         return alloc_otherwise(domain, alloc, function, nelem, elsize);
     }
     thread_state *ts = thread_of(tstate);
-    ts->mark = REENTRANT;
-    void *ptr = call_below(alloc, function, nelem, elsize);
+    ts->reentrant = true;
+    void *ptr = call_below(alloc, function, NULL, nelem, elsize);
     if (ptr != NULL) {
-        tracemalloc_caller caller;
-        set_caller(&caller, tstate, true);
+        tracemalloc_caller caller = attached_caller(tstate);
         if (add_trace(&caller, domain, ptr, nelem * elsize, BLOCK_NEW) < 0) {
             alloc->free(alloc->ctx, ptr);
             ptr = NULL;
         }
     }
-    ts->mark = NULL;
+    ts->reentrant = false;
     return ptr;
 }
 
-
-/* --- Free --------------------------------------------------------------- */
-
-static Py_NO_INLINE void
-free_detached(const PyMemAllocatorEx *alloc, void *ptr)
+// Can the block have no trace?  Then nobody traces, or an outer hook has
+// removed the trace, or there is no block.
+static inline bool
+has_no_trace(PyThreadState *tstate, void *ptr)
 {
-    tracemalloc_removed removed = {.trace = {.ptr = (uintptr_t)ptr}};
-    tracemalloc_caller caller;
-    int saved_errno = errno;
-    _PyTraceMalloc_BeginCall(&caller);
-    _PyTraceMalloc_Remove(&caller, true, &removed);
-    // A corrupted block is reported with its traceback.
-    bool marked = removed.trace.traceback != _PyTraceMalloc_NO_TRACEBACK
-                  && mark_detached(&caller, &removed);
-    _PyTraceMalloc_EndCall(&caller);
-    errno = saved_errno;
-
-    alloc->free(alloc->ctx, ptr);
-    if (marked) {
-        saved_errno = errno;
-        _PyTraceMalloc_BeginCall(&caller);
-        unmark_detached(&caller);
-        _PyTraceMalloc_EndCall(&caller);
-        errno = saved_errno;
-    }
+    return ptr == NULL || is_idle()
+           || (tstate != NULL
+               && thread_of(tstate)->freed_block == (uintptr_t)ptr);
 }
 
-static Py_NO_INLINE void
-free_raw(PyThreadState *tstate, void *ptr)
-{
-    tracemalloc_removed removed = {.trace = {.ptr = (uintptr_t)ptr}};
-    tracemalloc_caller caller;
-    set_caller(&caller, tstate, true);
-    _PyTraceMalloc_Remove(&caller, true, &removed);
-    thread_state *ts = thread_of(tstate);
-    ts->freed_traceback = removed.trace.traceback;
-    ts->freed_owner = removed.owner;
-}
-
-static inline Py_ALWAYS_INLINE void
-hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
-{
-    const PyMemAllocatorEx *alloc = below(domain, level);
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (ptr == NULL || is_idle()) {
-        alloc->free(alloc->ctx, ptr);
-        return;
-    }
-    if (tstate == NULL) {
-        free_detached(alloc, ptr);
-        return;
-    }
-    thread_state *ts = thread_of(tstate);
-    uintptr_t outer_block = ts->freed_block;
-    if (outer_block == (uintptr_t)ptr) {
-        // An outer hook has removed the trace.
-        alloc->free(alloc->ctx, ptr);
-        return;
-    }
-    if (domain == PYMEM_DOMAIN_RAW) {
-        free_raw(tstate, ptr);
-    }
-    else {
-        _PyTraceMalloc_FreeBlock(tstate, (uintptr_t)ptr);
-    }
-    ts->freed_block = (uintptr_t)ptr;
-    alloc->free(alloc->ctx, ptr);
-    ts->freed_block = outer_block;
-}
-
-
-/* --- Reallocate --------------------------------------------------------- */
-
-// The block has a new size, and a new address perhaps; its old trace was
-// removed, but is still counted.
-static void
-finish_realloc(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
-               const tracemalloc_removed *removed, void *ptr, size_t size,
-               bool traced)
-{
-    bool had_trace = removed->trace.traceback != _PyTraceMalloc_NO_TRACEBACK;
-    if (ptr == NULL) {
-        if (had_trace) {
-            _PyTraceMalloc_PutBack(caller, removed);
-        }
-        return;
-    }
-    if (had_trace) {
-        _PyTraceMalloc_Uncount(caller, removed->trace.size);
-    }
-    if (traced) {
-        // Reallocating never fails because of tracing: if even the last room
-        // is used up then the block remains without a trace.
-        (void)add_trace(caller, domain, ptr, size,
-                        (uintptr_t)ptr == removed->trace.ptr ? BLOCK_IN_PLACE
-                                                             : BLOCK_MOVED);
-    }
-}
-
-static void *
-realloc_detached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
-                 void *ptr, size_t size)
-{
-    tracemalloc_removed removed = {.trace = {.ptr = (uintptr_t)ptr}};
-    tracemalloc_caller caller;
-    _PyTraceMalloc_BeginCall(&caller);
-    bool traced = mark_detached(&caller, &removed);
-    _PyTraceMalloc_Remove(&caller, false, &removed);
-    _PyTraceMalloc_EndCall(&caller);
-
-    void *ptr2 = alloc->realloc(alloc->ctx, ptr, size);
-
-    // Who is calling may have changed by now.
-    _PyTraceMalloc_BeginCall(&caller);
-    finish_realloc(&caller, domain, &removed, ptr2, size, traced);
-    if (traced) {
-        unmark_detached(&caller);
-    }
-    _PyTraceMalloc_EndCall(&caller);
-    return ptr2;
-}
-
+// What an attached thread does less often than the hooks below.
 static Py_NO_INLINE void *
-realloc_attached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
-                 PyThreadState *tstate, void *ptr, size_t size)
+call_attached(PyThreadState *tstate, PyMemAllocatorDomain domain,
+              const PyMemAllocatorEx *alloc, alloc_function function,
+              void *ptr, size_t size)
 {
-    thread_state *ts = thread_of(tstate);
     tracemalloc_removed removed = {.trace = {.ptr = (uintptr_t)ptr}};
-    tracemalloc_caller caller;
-    set_caller(&caller, tstate, true);
-    bool traced = is_traced(tstate);
-    if (domain == PYMEM_DOMAIN_RAW) {
-        _PyTraceMalloc_Remove(&caller, false, &removed);
-    }
-    else {
-        _PyTraceMalloc_RemoveBlock(tstate, &removed);
-    }
-    uintptr_t outer_block = ts->freed_block;
-    ts->freed_block = (uintptr_t)ptr;
-    ts->freed_traceback = removed.trace.traceback;
-    ts->freed_owner = removed.owner;
-    if (traced) {
-        ts->mark = REENTRANT;
-    }
-    void *ptr2 = alloc->realloc(alloc->ctx, ptr, size);
-    ts->freed_block = outer_block;
-    finish_realloc(&caller, domain, &removed, ptr2, size, traced);
-    if (traced) {
-        ts->mark = NULL;
-    }
-    return ptr2;
+    tracemalloc_caller caller = attached_caller(tstate);
+    bool traced = begin(&caller, domain, function, &removed);
+    void *result = call_below(alloc, function, ptr, 1, size);
+    (void)end(&caller, domain, function, &removed, traced, result, size);
+    return result;
 }
 
 static inline Py_ALWAYS_INLINE void *
@@ -449,79 +351,228 @@ hook_realloc(PyMemAllocatorDomain domain, int level, void *ptr, size_t size)
     }
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
-    if (is_idle() || (tstate != NULL && (thread_of(tstate)->freed_block
-                                         == (uintptr_t)ptr)))
-    {
+    if (has_no_trace(tstate, ptr)) {
         return alloc->realloc(alloc->ctx, ptr, size);
     }
     if (tstate == NULL) {
-        return realloc_detached(domain, alloc, ptr, size);
+        return call_detached(domain, alloc, REALLOC, ptr, 1, size);
     }
-    return realloc_attached(domain, alloc, tstate, ptr, size);
+    return call_attached(tstate, domain, alloc, REALLOC, ptr, size);
+}
+
+static inline Py_ALWAYS_INLINE void
+hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
+{
+    const PyMemAllocatorEx *alloc = below(domain, level);
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (has_no_trace(tstate, ptr)) {
+        alloc->free(alloc->ctx, ptr);
+    }
+    else if (tstate == NULL) {
+        (void)call_detached(domain, alloc, FREE, ptr, 1, 0);
+    }
+    else if (domain == PYMEM_DOMAIN_RAW || thread_of(tstate)->freed_block != 0)
+    {
+        (void)call_attached(tstate, domain, alloc, FREE, ptr, 0);
+    }
+    else {
+        thread_of(tstate)->freed_block = (uintptr_t)ptr;
+        _PyTraceMalloc_FreeBlock(tstate, (uintptr_t)ptr);
+        alloc->free(alloc->ctx, ptr);
+        thread_of(tstate)->freed_block = 0;
+    }
 }
 
 
 /* --- The hooks ---------------------------------------------------------- */
 
-// `ctx` is still that of the allocator below, see
-// _PyTraceMalloc_InstallHooks(), and is not used here.
+// `ctx` is still that of the allocator below, see install_domain(), and is not
+// used here.
 #define DEFINE_HOOKS(NAME, DOMAIN, LEVEL) \
     static void * \
-    NAME ## _malloc ## LEVEL(void *Py_UNUSED(ctx), size_t size) \
+    NAME ## _malloc(void *Py_UNUSED(ctx), size_t size) \
     { \
         return hook_alloc(DOMAIN, LEVEL, MALLOC, 1, size); \
     } \
     static void * \
-    NAME ## _calloc ## LEVEL(void *Py_UNUSED(ctx), size_t nelem, \
-                             size_t elsize) \
+    NAME ## _calloc(void *Py_UNUSED(ctx), size_t nelem, size_t elsize) \
     { \
         return hook_alloc(DOMAIN, LEVEL, CALLOC, nelem, elsize); \
     } \
     static void * \
-    NAME ## _realloc ## LEVEL(void *Py_UNUSED(ctx), void *ptr, size_t size) \
+    NAME ## _realloc(void *Py_UNUSED(ctx), void *ptr, size_t size) \
     { \
         return hook_realloc(DOMAIN, LEVEL, ptr, size); \
     } \
     static void \
-    NAME ## _free ## LEVEL(void *Py_UNUSED(ctx), void *ptr) \
+    NAME ## _free(void *Py_UNUSED(ctx), void *ptr) \
     { \
         hook_free(DOMAIN, LEVEL, ptr); \
     }
 
-#define HOOKS(NAME, LEVEL) \
-    {NULL, NAME ## _malloc ## LEVEL, NAME ## _calloc ## LEVEL, \
-     NAME ## _realloc ## LEVEL, NAME ## _free ## LEVEL}
+#define DEFINE_LEVEL(LEVEL) \
+    DEFINE_HOOKS(raw ## LEVEL, PYMEM_DOMAIN_RAW, LEVEL) \
+    DEFINE_HOOKS(mem ## LEVEL, PYMEM_DOMAIN_MEM, LEVEL) \
+    DEFINE_HOOKS(obj ## LEVEL, PYMEM_DOMAIN_OBJ, LEVEL)
 
-DEFINE_HOOKS(raw, PYMEM_DOMAIN_RAW, 0)
-DEFINE_HOOKS(mem, PYMEM_DOMAIN_MEM, 0)
-DEFINE_HOOKS(obj, PYMEM_DOMAIN_OBJ, 0)
-DEFINE_HOOKS(raw, PYMEM_DOMAIN_RAW, 1)
-DEFINE_HOOKS(mem, PYMEM_DOMAIN_MEM, 1)
-DEFINE_HOOKS(obj, PYMEM_DOMAIN_OBJ, 1)
-DEFINE_HOOKS(raw, PYMEM_DOMAIN_RAW, 2)
-DEFINE_HOOKS(mem, PYMEM_DOMAIN_MEM, 2)
-DEFINE_HOOKS(obj, PYMEM_DOMAIN_OBJ, 2)
+DEFINE_LEVEL(0)
+DEFINE_LEVEL(1)
+DEFINE_LEVEL(2)
+DEFINE_LEVEL(3)
 
-const PyMemAllocatorEx
-_PyTraceMalloc_hooks[_PyTraceMalloc_NUM_LEVELS][3] = {
-    {HOOKS(raw, 0), HOOKS(mem, 0), HOOKS(obj, 0)},
-    {HOOKS(raw, 1), HOOKS(mem, 1), HOOKS(obj, 1)},
-    {HOOKS(raw, 2), HOOKS(mem, 2), HOOKS(obj, 2)},
+#define HOOKS(NAME) \
+    {NULL, NAME ## _malloc, NAME ## _calloc, NAME ## _realloc, NAME ## _free}
+
+// By level and domain.
+static const PyMemAllocatorEx hooks[NUM_LEVELS][NUM_DOMAINS] = {
+    {HOOKS(raw0), HOOKS(mem0), HOOKS(obj0)},
+    {HOOKS(raw1), HOOKS(mem1), HOOKS(obj1)},
+    {HOOKS(raw2), HOOKS(mem2), HOOKS(obj2)},
+    {HOOKS(raw3), HOOKS(mem3), HOOKS(obj3)},
 };
 
 
-/* --- Reference tracer --------------------------------------------------- */
+/* --- In and out --------------------------------------------------------- */
 
-// A block from a free list has the trace of its previous life; it gets the
-// traceback of its new one (bpo-35053).  Returns what the user's tracer does.
-int
-_PyTraceMalloc_TraceRef(PyObject *op, PyRefTracerEvent event, void *data)
+// Put the hooks of a domain in where there are none.  Others may have been
+// there since:
+//
+// - If a call reaches the hooks, they are in, on top or below somebody else's
+//   allocator.
+// - If what the hooks had below them is on top, or what has nobody's hooks
+//   below it, then whoever had saved that has set it again.
+// - Else somebody has set an allocator without chaining.  Or it is chained,
+//   but did not need the hooks for this call.  So others go in on top of it,
+//   of the next level, which have below them what is on top now; a level is
+//   used once, so that a call cannot go round in circles.
+
+uint8_t
+_PyTraceMalloc_ProbeHooks(void)
 {
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (event == PyRefTracer_CREATE && tstate != NULL && is_traced(tstate)) {
-        _PyTraceMalloc_Reattribute(tstate, op);
+    thread_state *ts = thread_of(_PyThreadState_GET());
+    bool reentrant = _PyTraceMalloc_SetReentrant(true);
+    ts->reached = 0;
+    PyMem_RawFree(PyMem_RawMalloc(1));
+    PyMem_Free(PyMem_Malloc(1));
+    PyObject_Free(PyObject_Malloc(1));
+    ts->reentrant = reentrant;
+    return ts->reached;
+}
+
+static bool
+same_allocator(const PyMemAllocatorEx *a, const PyMemAllocatorEx *b)
+{
+    return a->ctx == b->ctx && a->malloc == b->malloc && a->calloc == b->calloc
+           && a->realloc == b->realloc && a->free == b->free;
+}
+
+// Find or make the record of an allocator.  NULL if there is no memory.
+static tracemalloc_allocator *
+record_allocator(const PyMemAllocatorEx *alloc)
+{
+    tracemalloc_allocator *record = RUNTIME->allocators;
+    while (record != NULL && !same_allocator(&record->alloc, alloc)) {
+        record = record->next;
     }
-    PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
-        &RUNTIME->ref_tracer);
-    return user != NULL ? user(op, event, data) : 0;
+    if (record == NULL) {
+        // Not from Python's allocators, since it outlives them.
+        record = malloc(sizeof(*record));
+        if (record != NULL) {
+            record->alloc = *alloc;
+            record->next = RUNTIME->allocators;
+            RUNTIME->allocators = record;
+        }
+    }
+    return record;
+}
+
+// The level of the hooks that go in on top of an allocator; -1 if no hooks are
+// needed, or no level is left.
+static int
+choose_level(PyMemAllocatorDomain domain, const PyMemAllocatorEx *top,
+             bool reached)
+{
+    int nlevels = RUNTIME->nlevels[domain];
+    for (int level = 0; level < NUM_LEVELS; level++) {
+        reached |= top->malloc == hooks[level][domain].malloc;
+    }
+    if (reached) {
+        // Somebody may have put them in again who had saved them.
+        RUNTIME->nlevels[domain] = (uint8_t)Py_MAX(nlevels, 1);
+        return -1;
+    }
+    if (nlevels == 0 || _PyMem_IsBuiltinAllocator(top)) {
+        return 0;
+    }
+    if (same_allocator(top, below(domain, nlevels - 1))) {
+        return nlevels - 1;
+    }
+    return nlevels < NUM_LEVELS ? nlevels : -1;
+}
+
+// A caller loads the function and its ctx one after the other and may see one
+// from before and one from after.  Therefore ctx stays as it is and functions
+// are replaced one by one: every mixture is valid.
+static int
+install_domain(PyMemAllocatorDomain domain, bool reached)
+{
+    PyMemAllocatorEx top;
+    int level;
+    do {
+        PyMem_GetAllocator(domain, &top);
+        level = choose_level(domain, &top, reached);
+        if (level < 0) {
+            return 0;
+        }
+        tracemalloc_allocator *record = record_allocator(&top);
+        if (record == NULL) {
+            return -1;
+        }
+        // Pairs with the acquire in below().
+        _Py_atomic_store_ptr_release(&RUNTIME->below[level][domain], record);
+        // It fails if somebody else has set an allocator meanwhile.
+    } while (!_PyMem_ReplaceFunctions(domain, &top, &hooks[level][domain]));
+    RUNTIME->nlevels[domain] = (uint8_t)(level + 1);
+    return 0;
+}
+
+const PyMemAllocatorEx *
+_PyTraceMalloc_AllocatorBelow(PyMemAllocatorDomain domain)
+{
+    return below(domain, 0);
+}
+
+int
+_PyTraceMalloc_InstallHooks(uint8_t reached)
+{
+    for (int domain = 0; domain < NUM_DOMAINS; domain++) {
+        if (install_domain(domain, reached & DOMAIN_BIT(domain)) < 0) {
+            return -1;
+        }
+    }
+    _Py_atomic_store_uintptr_relaxed(
+        &RUNTIME->block_offset,
+        _PyMem_DebugBlockOffset(
+            _PyTraceMalloc_AllocatorBelow(PYMEM_DOMAIN_OBJ)));
+    _Py_atomic_add_uint32(&RUNTIME->hooks_version, 1);
+    return 0;
+}
+
+// Hooks which have others on top of them cannot be taken out, for these would
+// be lost.  They stay and only pass calls on.
+void
+_PyTraceMalloc_RemoveHooks(void)
+{
+    for (int domain = 0; domain < NUM_DOMAINS; domain++) {
+        int level = RUNTIME->nlevels[domain] - 1;
+        if (level < 0) {
+            continue;
+        }
+        PyMemAllocatorEx top = hooks[level][domain];
+        top.ctx = below(domain, level)->ctx;
+        if (_PyMem_ReplaceFunctions(domain, &top, below(domain, level))) {
+            RUNTIME->nlevels[domain] = (uint8_t)level;
+        }
+    }
+    _Py_atomic_add_uint32(&RUNTIME->hooks_version, 1);
 }

@@ -8,10 +8,7 @@
 #include "Python.h"
 #include "pycore_code.h"          // _PyCode_InitAddressRange()
 #include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
-#include "pycore_interp.h"        // PyInterpreterState.tracemalloc
-#include "pycore_tracemalloc.h"   // tracemalloc_intern
-
-typedef struct _tracemalloc_interp_state interp_state;
+#include "pycore_tracemalloc_shared.h"  // lock_mutex()
 
 #define LOCATION_BITS 10
 
@@ -45,7 +42,7 @@ find_location(interp_state *tm, _PyInterpreterFrame *frame,
 {
     location->lineno = frame_lineno(frame);
     return _PyTraceMalloc_InternFilename(
-        &tm->intern, _PyFrame_GetCode(frame)->co_filename,
+        tm->intern, _PyFrame_GetCode(frame)->co_filename,
         &location->filename);
 }
 
@@ -76,27 +73,33 @@ static int
 intern_locked(interp_state *tm, _PyInterpreterFrame *frame,
               size_t total_nframe, uint32_t *id)
 {
+    if (tm->intern == NULL) {
+        tm->intern = _PyTraceMalloc_InternNew(tm->table.allocator);
+        if (tm->intern == NULL) {
+            return -1;
+        }
+    }
     size_t nframe = Py_MIN(total_nframe, (size_t)tm->max_nframe);
-    tracemalloc_frame *frames = _PyTraceMalloc_InternNewFrames(&tm->intern,
-                                                               nframe);
-    if (frames == NULL) {
+    tracemalloc_item *item = _PyTraceMalloc_NewItem(
+        tm->intern, nframe, sizeof(tracemalloc_frame), total_nframe);
+    if (item == NULL) {
         return -1;
     }
     for (size_t i = 0; i < nframe; i++) {
-        if (locate(tm, frame, &frames[i]) < 0) {
+        if (locate(tm, frame, &item->frames[i]) < 0) {
+            _PyTraceMalloc_FreeItem(tm->intern, item);
             return -1;
         }
         frame = _PyFrame_GetFirstComplete(frame->previous);
     }
-    return _PyTraceMalloc_InternTraceback(&tm->intern, nframe, total_nframe,
-                                          id);
+    return _PyTraceMalloc_Intern(tm->intern, item, id);
 }
 
 int
 _PyTraceMalloc_InternFrames(interp_state *tm, _PyInterpreterFrame *frame,
                             size_t total_nframe, uint32_t *id)
 {
-    PyMutex_LockFlags(&tm->mutex, _Py_LOCK_DONT_DETACH);
+    lock_mutex(&tm->mutex);
     int res = intern_locked(tm, frame, total_nframe, id);
     PyMutex_Unlock(&tm->mutex);
     return res;
@@ -141,10 +144,10 @@ bool
 _PyTraceMalloc_IsExact(interp_state *tm, _PyInterpreterFrame *frame,
                        uint32_t id)
 {
-    const tracemalloc_frame *frames;
     size_t max_nframe = (size_t)tm->max_nframe, n = 0;
     bool exact = true;
-    PyMutex_LockFlags(&tm->mutex, _Py_LOCK_DONT_DETACH);
+    lock_mutex(&tm->mutex);
+    const tracemalloc_item *traceback = _PyTraceMalloc_GetItem(tm->intern, id);
     for (; exact && frame != NULL && n < Py_MAX(max_nframe, COUNTED_FRAMES);
          n++)
     {
@@ -156,17 +159,14 @@ _PyTraceMalloc_IsExact(interp_state *tm, _PyInterpreterFrame *frame,
                 PyMutex_Unlock(&tm->mutex);
                 return true;      // no memory to tell
             }
-            exact = n < _PyTraceMalloc_GetFrames(&tm->intern, id,
-                                                 &frames)->nframe
-                    && location.filename == frames[n].filename
-                    && location.lineno == frames[n].lineno;
+            exact = n < traceback->length
+                    && location.filename == traceback->frames[n].filename
+                    && location.lineno == traceback->frames[n].lineno;
         }
         frame = _PyFrame_GetFirstComplete(frame->previous);
     }
-    const tracemalloc_traceback *traceback =
-        _PyTraceMalloc_GetFrames(&tm->intern, id, &frames);
     size_t total = Py_MIN(n, UINT16_MAX);
-    exact = exact && traceback->nframe == Py_MIN(n, max_nframe)
+    exact = exact && traceback->length == Py_MIN(n, max_nframe)
             && (frame == NULL ? traceback->total_nframe == total
                               : traceback->total_nframe >= total);
     PyMutex_Unlock(&tm->mutex);

@@ -120,6 +120,17 @@ _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
     return page;
 }
 
+size_t
+_PyTraceMalloc_SumSlots(const tracemalloc_page *page)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < page->nslots; i++) {
+        const tracemalloc_slot *slot = &page->slots[i];
+        sum += slot->traceback != _PyTraceMalloc_NO_TRACEBACK ? slot->size : 0;
+    }
+    return sum;
+}
+
 static void
 free_page(tracemalloc_page *page, tracemalloc_page *successor)
 {
@@ -150,12 +161,7 @@ _PyTraceMalloc_PageEnds(tracemalloc_page *page)
         return;
     }
     // Blocks that were freed behind the hooks have left traces.
-    size_t size = 0;
-    for (size_t i = 0; i < page->nslots; i++) {
-        const tracemalloc_slot *slot = &page->slots[i];
-        size += slot->traceback != _PyTraceMalloc_NO_TRACEBACK ? slot->size
-                                                               : 0;
-    }
+    size_t size = _PyTraceMalloc_SumSlots(page);
     if (size > 0) {
         _PyTraceMalloc_CountRemoveSlow(NULL, size, false);
     }

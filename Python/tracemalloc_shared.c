@@ -72,12 +72,6 @@ _PyTraceMalloc_CountRemove(const tracemalloc_caller *caller, size_t size)
     }
 }
 
-void
-_PyTraceMalloc_Uncount(const tracemalloc_caller *caller, size_t size)
-{
-    _PyTraceMalloc_CountRemove(caller, size);
-}
-
 
 /* --- Directory ---------------------------------------------------------- */
 
@@ -247,12 +241,8 @@ put_back(const tracemalloc_caller *caller, const tracemalloc_removed *removed)
         return false;
     }
     if (!trace->listed && !trace->tracked && trace->domain == 0) {
-        tracemalloc_page *page = _PyTraceMalloc_LoadPage(
-            _PyTraceMalloc_PageLink(as_interp(tm), trace->ptr));
-        tracemalloc_slot *slot = NULL;
-        if (_PyTraceMalloc_HasSlots(page) && page->owner == tm) {
-            slot = _PyTraceMalloc_SlotAt(page, trace->ptr);
-        }
+        tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(as_interp(tm),
+                                                         trace->ptr);
         if (slot != NULL) {
             slot->size = (uint32_t)trace->size;
             slot->traceback = trace->traceback;

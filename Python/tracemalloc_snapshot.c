@@ -32,22 +32,11 @@ _PyTraceMalloc_OpenTraces(interp_state *tm, const PyMemAllocatorEx *allocator)
     llist_init(&tm->pages);
     tm->page_memory = tm->page_budget = 0;
     tm->owns_pages = !shares_obmalloc(tm);
-    _PyTraceMalloc_InternInit(&tm->intern, allocator);
+    tm->intern = NULL;
     if (res < 0) {
         return -1;
     }
     return _PyTraceMalloc_TableInit(&tm->table, allocator);
-}
-
-static size_t
-sum_slots(const tracemalloc_page *page)
-{
-    size_t sum = 0;
-    for (size_t i = 0; i < page->nslots; i++) {
-        const tracemalloc_slot *slot = &page->slots[i];
-        sum += slot->traceback != _PyTraceMalloc_NO_TRACEBACK ? slot->size : 0;
-    }
-    return sum;
 }
 
 void
@@ -64,12 +53,14 @@ _PyTraceMalloc_DropTraces(interp_state *tm)
     }
     struct llist_node *node;
     llist_for_each(node, &tm->pages) {
-        size_t sum = sum_slots(llist_data(node, tracemalloc_page, node));
+        size_t sum = _PyTraceMalloc_SumSlots(llist_data(node, tracemalloc_page, node));
         _PyTraceMalloc_CountRemoveSlow(NULL, sum, true);
     }
     _PyTraceMalloc_TableFree(&tm->table);
     _PyTraceMalloc_FreePages(tm);
-    _PyTraceMalloc_InternFree(&tm->intern);
+    // A query may still have a reference.
+    _PyTraceMalloc_InternDecref(tm->intern);
+    tm->intern = NULL;
     PyMutex_Unlock(&tm->mutex);
 }
 
@@ -85,12 +76,7 @@ _PyTraceMalloc_Find(PyInterpreterState *interp, unsigned int domain,
         return true;
     }
     if (domain == 0) {
-        tracemalloc_page *page = _PyTraceMalloc_LoadPage(
-            _PyTraceMalloc_PageLink(interp, ptr));
-        const tracemalloc_slot *slot = NULL;
-        if (_PyTraceMalloc_HasSlots(page) && page->owner == tm) {
-            slot = _PyTraceMalloc_SlotAt(page, ptr);
-        }
+        const tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(interp, ptr);
         if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
             *trace = (tracemalloc_trace){
                 .ptr = ptr, .size = slot->size, .traceback = slot->traceback,
@@ -111,7 +97,7 @@ _PyTraceMalloc_TracesMemory(interp_state *tm)
         nlisted += trace->listed;
     }
     size_t size = tm->page_memory + _PyTraceMalloc_TableMemory(&tm->table)
-                  + _PyTraceMalloc_InternMemory(&tm->intern)
+                  + (tm->intern != NULL ? tm->intern->memory : 0)
                   + tm->capture_memory;
     const tracemalloc_table *entries = &RUNTIME->directory->table;
     if (nlisted > 0 && entries->used > 0) {
@@ -147,7 +133,7 @@ _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
     }
     struct llist_node *node;
     llist_for_each(node, &tm->pages) {
-        size_t sum = sum_slots(llist_data(node, tracemalloc_page, node));
+        size_t sum = _PyTraceMalloc_SumSlots(llist_data(node, tracemalloc_page, node));
         _PyTraceMalloc_CountAddSlow(NULL, sum, true);
     }
 }
@@ -185,33 +171,25 @@ copy_slots(const tracemalloc_page *page, tracemalloc_snapshot *snapshot)
     }
 }
 
+// With room for this many traces.
 static int
-alloc_snapshot(interp_state *tm, size_t ntraces,
-               tracemalloc_snapshot *snapshot)
+open_snapshot(interp_state *tm, size_t ntraces, tracemalloc_snapshot *snapshot)
 {
     const PyMemAllocatorEx *allocator = tm->table.allocator;
-    *snapshot = (tracemalloc_snapshot){0};
-    _PyTraceMalloc_InternInit(&snapshot->intern, allocator);
+    *snapshot = (tracemalloc_snapshot){
+        .allocator = allocator,
+        .intern = tm->intern,
+        .last_id = _PyTraceMalloc_UNKNOWN,
+    };
+    if (tm->intern != NULL) {
+        _Py_atomic_add_ssize(&tm->intern->refcount, 1);
+        snapshot->last_id = tm->intern->last_id;
+    }
     snapshot->traces = allocator->malloc(
         allocator->ctx, Py_MAX(ntraces, 1) * sizeof(tracemalloc_trace));
-    return snapshot->traces == NULL ? -1 : 0;
-}
-
-static int
-copy_traces(interp_state *tm, tracemalloc_snapshot *snapshot)
-{
-    if (alloc_snapshot(tm, count_traces(tm), snapshot) < 0
-        || _PyTraceMalloc_InternCopy(&tm->intern, &snapshot->intern) < 0)
-    {
+    if (snapshot->traces == NULL) {
+        _PyTraceMalloc_FreeSnapshot(snapshot);
         return -1;
-    }
-    struct llist_node *node;
-    llist_for_each(node, &tm->pages) {
-        copy_slots(llist_data(node, tracemalloc_page, node), snapshot);
-    }
-    const tracemalloc_trace *trace = NULL;
-    while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
-        snapshot->traces[snapshot->ntraces++] = *trace;
     }
     return 0;
 }
@@ -222,11 +200,18 @@ _PyTraceMalloc_CopyTraces(PyInterpreterState *interp,
 {
     interp_state *tm = &interp->tracemalloc;
     _PyTraceMalloc_LockWhole(tm);
-    int res = copy_traces(tm, snapshot);
-    PyMutex_Unlock(&tm->mutex);
-    if (res < 0) {
-        _PyTraceMalloc_FreeSnapshot(snapshot);
+    int res = open_snapshot(tm, count_traces(tm), snapshot);
+    if (res == 0) {
+        struct llist_node *node;
+        llist_for_each(node, &tm->pages) {
+            copy_slots(llist_data(node, tracemalloc_page, node), snapshot);
+        }
+        const tracemalloc_trace *trace = NULL;
+        while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
+            snapshot->traces[snapshot->ntraces++] = *trace;
+        }
     }
+    PyMutex_Unlock(&tm->mutex);
     return res;
 }
 
@@ -235,34 +220,22 @@ _PyTraceMalloc_CopyTrace(PyInterpreterState *interp, unsigned int domain,
                          uintptr_t ptr, tracemalloc_snapshot *snapshot)
 {
     interp_state *tm = &interp->tracemalloc;
-    tracemalloc_trace trace;
     _PyTraceMalloc_LockWhole(tm);
-    int res = alloc_snapshot(tm, 1, snapshot);
-    if (res == 0 && _PyTraceMalloc_Find(interp, domain, ptr, &trace)) {
-        uint32_t id;
-        res = _PyTraceMalloc_InternCopyTraceback(&tm->intern, trace.traceback,
-                                                 &snapshot->intern, &id);
-        if (res == 0) {
-            trace.traceback = id;
-            snapshot->traces[snapshot->ntraces++] = trace;
-        }
+    int res = open_snapshot(tm, 1, snapshot);
+    if (res == 0) {
+        snapshot->ntraces = _PyTraceMalloc_Find(interp, domain, ptr,
+                                                snapshot->traces);
     }
     PyMutex_Unlock(&tm->mutex);
-    if (res < 0) {
-        _PyTraceMalloc_FreeSnapshot(snapshot);
-    }
     return res;
 }
 
 void
 _PyTraceMalloc_FreeSnapshot(tracemalloc_snapshot *snapshot)
 {
-    const PyMemAllocatorEx *allocator = snapshot->intern.allocator;
     if (snapshot->traces != NULL) {
-        allocator->free(allocator->ctx, snapshot->traces);
+        snapshot->allocator->free(snapshot->allocator->ctx, snapshot->traces);
     }
-    if (allocator != NULL) {
-        _PyTraceMalloc_InternFree(&snapshot->intern);
-    }
+    _PyTraceMalloc_InternDecref(snapshot->intern);
     *snapshot = (tracemalloc_snapshot){0};
 }

@@ -121,6 +121,20 @@ _PyTraceMalloc_TableFree(tracemalloc_table *table)
     *table = (tracemalloc_table){.allocator = allocator};
 }
 
+// There is a free slot.  False if the key is in the table.
+static inline bool
+put(tracemalloc_table *table, part *p, const tracemalloc_trace *trace)
+{
+    tracemalloc_trace *slot = probe(p, trace->domain, trace->ptr);
+    if (!is_free(slot)) {
+        return false;
+    }
+    *slot = *trace;
+    p->used++;
+    table->used++;
+    return true;
+}
+
 int
 _PyTraceMalloc_TableAdd(tracemalloc_table *table,
                         const tracemalloc_trace *trace, bool must)
@@ -138,11 +152,9 @@ _PyTraceMalloc_TableAdd(tracemalloc_table *table,
             return -1;
         }
     }
-    tracemalloc_trace *slot = probe(p, trace->domain, trace->ptr);
-    assert(is_free(slot));
-    *slot = *trace;
-    p->used++;
-    table->used++;
+    bool added = put(table, p, trace);
+    assert(added);
+    (void)added;
     return 0;
 }
 
@@ -151,17 +163,7 @@ _PyTraceMalloc_TableTryAdd(tracemalloc_table *table,
                            const tracemalloc_trace *trace)
 {
     part *p = &table->parts[part_index(trace->domain, trace->ptr)];
-    if (p->used >= FULL(p->capacity)) {
-        return false;
-    }
-    tracemalloc_trace *slot = probe(p, trace->domain, trace->ptr);
-    if (!is_free(slot)) {
-        return false;
-    }
-    *slot = *trace;
-    p->used++;
-    table->used++;
-    return true;
+    return p->used < FULL(p->capacity) && put(table, p, trace);
 }
 
 tracemalloc_trace *

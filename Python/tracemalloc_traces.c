@@ -81,17 +81,11 @@ own_slot(interp_state *tm, tracemalloc_page **link, uintptr_t ptr,
 static inline Py_ALWAYS_INLINE tracemalloc_slot *
 free_slot(PyThreadState *tstate, uintptr_t ptr, size_t size)
 {
-    tracemalloc_page *page = _PyTraceMalloc_LoadPage(
-        _PyTraceMalloc_PageLink(tstate->interp, ptr));
-    if (!_PyTraceMalloc_HasSlots(page)
-        || page->owner != &tstate->interp->tracemalloc
+    tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
+    if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK
         || size > UINT32_MAX
         || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0)
     {
-        return NULL;
-    }
-    tracemalloc_slot *slot = _PyTraceMalloc_SlotAt(page, ptr);
-    if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
         return NULL;
     }
     return slot;
@@ -100,29 +94,33 @@ free_slot(PyThreadState *tstate, uintptr_t ptr, size_t size)
 
 /* --- Add ---------------------------------------------------------------- */
 
-// Is the thread where it was at its last capture?
-static inline Py_ALWAYS_INLINE bool
-is_at_last_place(PyThreadState *tstate)
+// The traceback of the thread if it is at a remembered site; else
+// NO_TRACEBACK.
+static inline Py_ALWAYS_INLINE uint32_t
+remembered_traceback(PyThreadState *tstate)
 {
-    const thread_state *ts = thread_of(tstate);
-    const _PyInterpreterFrame *frame = tstate->current_frame;
-    return frame != NULL && frame == ts->frame && frame->callers_known
-           && frame->instr_ptr == ts->instr
-           && ts->epoch == _Py_atomic_load_uint64_relaxed(
-               &tstate->interp->tracemalloc.epoch);
+    thread_state *ts = thread_of(tstate);
+    interp_state *tm = &tstate->interp->tracemalloc;
+    _PyInterpreterFrame *frame = tstate->current_frame;
+    if (frame == NULL || !frame->callers_known
+        || ts->epoch != _Py_atomic_load_uint64_relaxed(&tm->epoch))
+    {
+        return _PyTraceMalloc_NO_TRACEBACK;
+    }
+    const tracemalloc_site *site = site_of(ts, frame->instr_ptr);
+    if (site->frame != frame || site->instr != frame->instr_ptr) {
+        return _PyTraceMalloc_NO_TRACEBACK;
+    }
+    assert(_PyTraceMalloc_IsExact(tm, frame, site->traceback));
+    return site->traceback;
 }
 
 static inline int
 capture(PyThreadState *tstate, uint32_t *id)
 {
-#ifndef Py_DEBUG
-    if (is_at_last_place(tstate)) {
-        *id = thread_of(tstate)->traceback;
-        return 0;
-    }
-#endif
-    // A debug build checks it there.
-    return _PyTraceMalloc_Capture(tstate, false, id);
+    *id = remembered_traceback(tstate);
+    return *id != _PyTraceMalloc_NO_TRACEBACK ? 0
+           : _PyTraceMalloc_Capture(tstate, false, id);
 }
 
 // Count a trace and store it in the hash table, in place of one that is there.
@@ -212,7 +210,8 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
 // What most blocks need that are in no page: the GIL is held, and the credit
 // is open and suffices.  False if it is not as simple as that.
 static inline bool
-try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size)
+try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
+                 uint32_t traceback)
 {
     interp_state *tm = &tstate->interp->tracemalloc;
     if (!USE_CREDIT_AS_LOCK || !tm->owns_pages || may_be_listed(0, ptr)) {
@@ -220,7 +219,8 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size)
     }
     tracemalloc_credit *credit = own_credit(tstate);
     tracemalloc_trace trace = {
-        .ptr = ptr, .size = size, .traceback = thread_of(tstate)->traceback,
+        .ptr = ptr, .size = size,
+        .traceback = traceback & _PyTraceMalloc_MAX_ID,
     };
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
@@ -255,6 +255,7 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
     int res = store_block(tstate, ptr, size, origin, traceback);
     if (res == 0) {
         ts->last_block = ptr;
+        ts->last_traceback = traceback;
     }
     return res;
 }
@@ -263,20 +264,22 @@ int
 _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
                         tracemalloc_block_origin origin)
 {
-    if (is_at_last_place(tstate)) {
+    uint32_t traceback = remembered_traceback(tstate);
+    if (traceback != _PyTraceMalloc_NO_TRACEBACK) {
         thread_state *ts = thread_of(tstate);
+        ts->last_traceback = traceback;
         tracemalloc_slot *slot = free_slot(tstate, ptr, size);
         if (slot != NULL && _PyTraceMalloc_TryCountAdd(own_credit(tstate),
                                                        size))
         {
             slot->size = (uint32_t)size;
-            slot->traceback = ts->traceback;
+            slot->traceback = traceback;
             ts->last_block = ptr;
             return 0;
         }
         if (slot == NULL && size > SMALL_REQUEST_THRESHOLD
             && _PyTraceMalloc_PageLink(tstate->interp, ptr) == NULL
-            && try_add_to_table(tstate, ptr, size))
+            && try_add_to_table(tstate, ptr, size, traceback))
         {
             ts->last_block = ptr;
             return 0;
@@ -507,6 +510,13 @@ _PyTraceMalloc_RemoveAnywhere(const tracemalloc_caller *caller,
 static Py_NO_INLINE void
 reattribute_slowly(PyThreadState *tstate, uintptr_t ptr)
 {
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
+    if (link != NULL && _PyTraceMalloc_LoadPage(link) == NULL
+        && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0)
+    {
+        // It was allocated before tracing began.
+        return;
+    }
     tracemalloc_removed removed = {.trace = {.ptr = ptr}};
     uint32_t traceback;
     _PyTraceMalloc_RemoveBlock(tstate, &removed);
@@ -537,30 +547,21 @@ _PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op)
 {
     uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
     thread_state *ts = thread_of(tstate);
-    bool is_last = ts->last_block == ptr;
+    uint32_t traceback = remembered_traceback(tstate);
+    bool is_last = ts->last_block == ptr && ts->last_traceback == traceback;
     ts->last_block = 0;
-    if (is_last && is_at_last_place(tstate)) {
+    if (is_last) {
         // A new object in a new block.
         return;
     }
-    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
-    tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
-    if (_PyTraceMalloc_HasSlots(page)
-        && page->owner == &tstate->interp->tracemalloc)
-    {
-        tracemalloc_slot *slot = _PyTraceMalloc_SlotAt(page, ptr);
-        uint32_t traceback;
-        if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
-            // Without memory it keeps the old one.
-            if (capture(tstate, &traceback) == 0) {
-                slot->traceback = traceback;
-            }
-            return;
-        }
-    }
-    if (link == NULL || page != NULL
-        || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0)
-    {
+    tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
+    if (slot == NULL || slot->traceback == _PyTraceMalloc_NO_TRACEBACK) {
         reattribute_slowly(tstate, ptr);
+    }
+    // Without memory it keeps the old one.
+    else if (traceback != _PyTraceMalloc_NO_TRACEBACK
+             || _PyTraceMalloc_Capture(tstate, false, &traceback) == 0)
+    {
+        slot->traceback = traceback;
     }
 }

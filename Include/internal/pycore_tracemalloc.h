@@ -15,13 +15,13 @@
 // Files; calls go downward only:
 //
 //   Modules/_tracemalloc.c          the Python module
-//   Python/tracemalloc.c            start, stop, fork, the end; public C API
-//   Python/tracemalloc_dump.c       the trace of a block, in a fatal error
-//   Python/tracemalloc_install.c    hooks go in and out
-//   Python/tracemalloc_hooks.c      allocator hooks, reference tracer
-//   Python/tracemalloc_traces.c     add and remove the trace of a block
-//   Python/tracemalloc_snapshot.c   all traces: open, drop, find, copy
-//   Python/tracemalloc_shared.c     lock and count, for these; the directory
+//   Python/tracemalloc.c            start, stop, fork, the end; reference
+//                                   tracer; public C API
+//   Python/tracemalloc_dump.c       where a block in a fatal error is from
+//   Python/tracemalloc_hooks.c      allocator hooks
+//   Python/tracemalloc_traces.c     add and remove traces
+//   Python/tracemalloc_snapshot.c   all traces: drop them, find one, copy
+//   Python/tracemalloc_shared.c     lock, count, and list traces
 //   Python/tracemalloc_pages.c      slots of the blocks in a page
 //   Python/tracemalloc_table.c      hash table of traces
 //   Python/tracemalloc_counters.c   the process-wide sum and peak
@@ -29,11 +29,14 @@
 //   Python/tracemalloc_locations.c  a frame to its filename and line
 //   Python/tracemalloc_intern.c     filenames and tracebacks to ids and back
 //
+// Headers, apart from this one: _data.h has what is kept (traces, counters,
+// tracebacks), _pages.h and _shared.h what only these files use.
+//
 // Locks, in the order in which they are taken:
 //
 //   1. HEAD_LOCK(): hooks may run while it is held
 //   2. _PyRuntime.tracemalloc.mutex
-//   3. PyInterpreterState.tracemalloc.mutex; more than one for fork() only
+//   3. PyInterpreterState.tracemalloc.mutex, one at a time (fork() takes all)
 //   4. the mutex of the directory; _PyRuntime.allocators.mutex
 //
 // None of them detaches the thread state while it waits.  While one is held no
@@ -61,27 +64,28 @@ extern "C" {
 #include "pycore_tracemalloc_data.h"  // tracemalloc_table
 
 struct _tracemalloc_interp_state;
-struct _tracemalloc_thread_state;
 
 
 /* --- State of the runtime ----------------------------------------------- */
 
-// An allocator below hooks.  A record is neither changed nor freed: a thread
-// that was held up on its way into a hook may still need it.
-struct _tracemalloc_record {
-    PyMemAllocatorEx allocator;
-    struct _tracemalloc_record *previous;
-};
+// An allocator below the hooks.  Neither changed nor freed: a thread that was
+// held up on its way into a hook may still need it.
+typedef struct _tracemalloc_allocator {
+    PyMemAllocatorEx alloc;
+    struct _tracemalloc_allocator *next;
+} tracemalloc_allocator;
+
+#define _PyTraceMalloc_NUM_DOMAINS 3
 
 // How often hooks can be put on top of an allocator that may have hooks below.
-#define _PyTraceMalloc_NUM_LEVELS 3
+#define _PyTraceMalloc_NUM_LEVELS 4
 
-// Process-wide.  Guarded by `mutex` unless noted.
+// Process-wide.  Guarded by `mutex` unless noted.  On 64-bit Linux this is as
+// large as in 3.13.5, so that what follows in _PyRuntime stays where it was.
 struct _tracemalloc_runtime_state {
-    // Read by every hook.  Written under the mutex.
+    // Read by every hook, so that it is apart from what all threads write
+    // (`mutex`, `counters`).  Written under the mutex.
 
-    // What is below the hooks of each domain and level; released, acquired.
-    const PyMemAllocatorEx *below[3][_PyTraceMalloc_NUM_LEVELS];
     // Number of interpreters that trace; relaxed.
     int ntracing;
     // Number of reasons why the trace of a block in a page may be somewhere
@@ -95,29 +99,27 @@ struct _tracemalloc_runtime_state {
     PyRefTracer ref_tracer;
     // How far the debug hooks move a block: 0, or bytes.  Relaxed.
     uintptr_t block_offset;
+    // What is below the hooks of each level; released, acquired.
+    tracemalloc_allocator *below[_PyTraceMalloc_NUM_LEVELS]
+                                [_PyTraceMalloc_NUM_DOMAINS];
 
-    // Bit `1 << domain`: are the hooks of the domain installed?
-    uint8_t hooked;
-    // The level of the hooks, by domain.
-    uint8_t level[3];
-    // Changes when hooks were installed or removed.  Atomic.
-    uint32_t hooks_version;
-    // May other thread states than the finalizing thread's be gone?
-    bool tstates_gone;
-    // Does the system make other processors see a write?
-    bool has_barrier;
-    struct _tracemalloc_record *records;
+    // All that were ever below.
+    tracemalloc_allocator *allocators;
     // The interpreters that trace.
     struct llist_node tracing;
     // The last epoch given out.
     uint64_t epoch;
+    // Changes when hooks were installed or removed.  Atomic.
+    uint32_t hooks_version;
+    // Number of levels that have hooks, by domain.
+    uint8_t nlevels[_PyTraceMalloc_NUM_DOMAINS];
+    // May other thread states than the finalizing thread's be gone?
+    bool tstates_gone;
+    // Does the system make other processors see a write?
+    bool has_barrier;
 
     PyMutex mutex;
-    // All threads write these, so not in a cache line that each hook reads.
     tracemalloc_counters counters;
-    // Makes this as large as in stock 3.13.5 (on 64-bit Linux), so that what
-    // follows in _PyRuntime stays where it was.
-    uint64_t unused[2];
 };
 
 #define _tracemalloc_runtime_state_INIT {.ntracing = 0}
@@ -146,7 +148,8 @@ struct _tracemalloc_interp_state {
     size_t page_memory;           // bytes
     // Bytes that may be spent on slots of pages with few traces.
     size_t page_budget;
-    tracemalloc_intern intern;
+    // NULL until there is a traceback, after start() and clear_traces().
+    tracemalloc_intern *intern;
     struct _tracemalloc_location *locations;
     Py_ssize_t capture_memory;    // bytes that the threads hold; atomic
 
@@ -156,8 +159,8 @@ struct _tracemalloc_interp_state {
     struct llist_node node;
 
     // Set for a thread that is not attached while it is inside a hook.  An
-    // attached thread uses `mark` of its thread state, since to ask the thread
-    // library takes longer than all the rest of a hook.
+    // attached thread uses `reentrant` of its thread state, since to ask the
+    // thread library takes longer than all the rest of a hook.
     Py_tss_t reentrant_key;
 
 #ifndef Py_GIL_DISABLED
@@ -174,26 +177,37 @@ struct _tracemalloc_interp_state {
 
 /* --- State of a thread -------------------------------------------------- */
 
+// Where the thread was when it captured a traceback, and that traceback.
+typedef struct {
+    const struct _PyInterpreterFrame *frame;      // NULL: nothing remembered
+    const void *instr;
+    uint32_t traceback;
+} tracemalloc_site;
+
+#define _PyTraceMalloc_NUM_SITES 8
+
 // Belongs to the thread unless noted.
 struct _tracemalloc_thread_state {
-    // Not NULL if calls of this thread are not to be traced: a constant, or
-    // where to note that a hook was called (see tracemalloc_hooks.c).
-    void *mark;
-    // The block that a hook is freeing or reallocating, the traceback that it
-    // had, and in which interpreter.
+    // Are calls of this thread not to be traced, while it is attached?
+    bool reentrant;
+    // Which domains have hooks that such a call has reached?  `1 << domain`.
+    uint8_t reached;
+    // The block that the outermost hook is freeing or reallocating, or 0; the
+    // traceback that it had, and in which interpreter.
     uintptr_t freed_block;
     uint32_t freed_traceback;
     struct _tracemalloc_interp_state *freed_owner;
-    // The block of the last trace, until an object is created in it.
+    // The block of the last trace, until an object is created in it, and the
+    // traceback of that trace.
     uintptr_t last_block;
-    // The place of the last capture and its traceback, while `epoch` is the
+    uint32_t last_traceback;
+    // The last captures, by instruction; void unless `epoch` is the
     // interpreter's.
-    const struct _PyInterpreterFrame *frame;
-    const void *instr;
     uint64_t epoch;
-    uint32_t traceback;
+    tracemalloc_site sites[_PyTraceMalloc_NUM_SITES];
+    // What the thread remembers of its frames; see tracemalloc_capture.c.
     // Made at the first trace; freed by stop() or with the thread state.
-    tracemalloc_capture *capture;
+    struct _tracemalloc_capture *capture;
     struct llist_node node;       // in `threads` of the interpreter
     // Is the thread state being deleted?
     bool ended;
@@ -222,11 +236,14 @@ typedef struct {
     uint64_t generation;          // of the owner
 } tracemalloc_removed;
 
-// A copy of the traces of an interpreter.
+// A copy of the traces of an interpreter, and a reference to what their ids
+// stand for.
 typedef struct {
     tracemalloc_trace *traces;
     size_t ntraces;
-    tracemalloc_intern intern;
+    const PyMemAllocatorEx *allocator;    // of `traces`
+    tracemalloc_intern *intern;   // may be NULL
+    uint32_t last_id;             // others may be added meanwhile
 } tracemalloc_snapshot;
 
 // Where does a block come from?  One that was reallocated gets its trace even
@@ -259,12 +276,11 @@ extern void _PyTraceMalloc_Remove(
     const tracemalloc_caller *caller, bool uncount,
     tracemalloc_removed *removed);
 
-// A block was reallocated whose trace was removed and is still counted: put
-// the trace back, or uncount it.  Neither needs memory.
+// A block was not reallocated, whose trace was removed and is still counted:
+// put the trace back.  Needs no memory; if there is no place the trace is lost
+// and uncounted.
 extern void _PyTraceMalloc_PutBack(
     const tracemalloc_caller *caller, const tracemalloc_removed *removed);
-extern void _PyTraceMalloc_Uncount(
-    const tracemalloc_caller *caller, size_t size);
 
 // Remove the trace of a block that the caller may not own, of whichever
 // interpreter has it.
@@ -274,11 +290,6 @@ extern void _PyTraceMalloc_RemoveAnywhere(
 // An attached thread, whose interpreter traces, has made an object in a block,
 // new or from a free list.
 extern void _PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op);
-
-// With the mutex of the interpreter held.
-extern bool _PyTraceMalloc_Find(
-    PyInterpreterState *interp, unsigned int domain, uintptr_t ptr,
-    tracemalloc_trace *trace);
 
 // Copy all traces, or that of one block (ntraces is 0 if it has none).  -1 if
 // there is no memory.
@@ -290,64 +301,8 @@ extern int _PyTraceMalloc_CopyTrace(
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceMalloc_FreeSnapshot(tracemalloc_snapshot *snapshot);
 
-// With the runtime's mutex held, and no other thread attached.  Open sets up
-// what holds traces; -1 if there is no memory.  Drop removes all traces and
-// uncounts them.
-extern int _PyTraceMalloc_OpenTraces(
-    struct _tracemalloc_interp_state *tm,
-    const PyMemAllocatorEx *allocator);
-extern void _PyTraceMalloc_DropTraces(struct _tracemalloc_interp_state *tm);
-
-// Another reason, or one less, why a trace may not be in its slot.
-extern void _PyTraceMalloc_ChangeShared(int change);
-extern size_t _PyTraceMalloc_TracesMemory(
-    struct _tracemalloc_interp_state *tm);
-
-// In the child of fork(): no interpreter but this one traces any more, and no
-// other thread is left.
-extern void _PyTraceMalloc_ForgetOthersAfterFork(
-    struct _tracemalloc_interp_state *tm);
-
 // The allocator ends a page, or cuts it anew: free its slots.
 extern void _PyTraceMalloc_PageEnds(tracemalloc_page *page);
-
-
-/* --- Hooks -------------------------------------------------------------- */
-
-// The hooks, by level and domain, and the reference tracer.
-extern const PyMemAllocatorEx
-    _PyTraceMalloc_hooks[_PyTraceMalloc_NUM_LEVELS][3];
-extern int _PyTraceMalloc_TraceRef(
-    PyObject *op, PyRefTracerEvent event, void *data);
-
-// Which domains have hooks that a call reaches?  Bits `1 << domain`.  For an
-// attached thread without locks.
-extern uint8_t _PyTraceMalloc_ProbeHooks(void);
-
-// With the runtime's mutex held.  Install returns -1 if there is no memory;
-// some hooks may be installed then.
-extern int _PyTraceMalloc_InstallHooks(uint8_t reached);
-extern void _PyTraceMalloc_RemoveHooks(void);
-
-// The raw allocator below the hooks.
-extern const PyMemAllocatorEx *_PyTraceMalloc_RawAllocator(void);
-
-// Who is calling?  Locks the runtime's mutex unless the thread is attached:
-// that keeps its thread state and its interpreter alive.
-extern void _PyTraceMalloc_BeginCall(tracemalloc_caller *caller);
-extern void _PyTraceMalloc_EndCall(const tracemalloc_caller *caller);
-
-// Keep an attached thread from being traced, or trace it again.  Returns the
-// previous setting.
-extern bool _PyTraceMalloc_SetReentrant(bool reentrant);
-
-// The trace of the block that the calling thread is freeing or reallocating;
-// NO_TRACEBACK if there is none.
-extern tracemalloc_removed _PyTraceMalloc_GetRemoved(void);
-
-// For PyRefTracer_SetTracer() and PyRefTracer_GetTracer().
-extern void _PyTraceMalloc_SetRefTracer(PyRefTracer tracer, void *data);
-extern PyRefTracer _PyTraceMalloc_GetRefTracer(void **data);
 
 
 /* --- Interface ---------------------------------------------------------- */
@@ -357,14 +312,12 @@ extern PyRefTracer _PyTraceMalloc_GetRefTracer(void **data);
 // Start tracing, with 1 to UINT16_MAX frames of a traceback; does nothing if
 // it traces already.  -1 with an exception set, and nothing changed, if it
 // can't.  An inherited start takes the reentrancy key when it is needed.
-extern int _PyTraceMalloc_Start(int max_nframe);
-extern int _PyTraceMalloc_StartInherited(int max_nframe);
+extern int _PyTraceMalloc_Start(int max_nframe, bool inherited);
 
-// Stop tracing and forget all traces; does nothing if it does not trace.
-extern void _PyTraceMalloc_Stop(void);
-extern int _PyTraceMalloc_IsTracing(void);
+// Stop tracing and forget all traces; does nothing if it does not trace.  Of
+// an interpreter without threads, the caller needs no thread state.
+extern void _PyTraceMalloc_Stop(PyInterpreterState *interp);
 extern void _PyTraceMalloc_ClearTraces(void);
-extern int _PyTraceMalloc_GetTracebackLimit(void);
 
 // Bytes of memory used to keep this interpreter's traces.
 extern size_t _PyTraceMalloc_GetMemory(void);
@@ -382,10 +335,18 @@ PyAPI_FUNC(int) _PyTraceMalloc_SnapshotBlock(
 PyAPI_FUNC(PyObject *) _PyTraceMalloc_GetTraceback(
     unsigned int domain, uintptr_t ptr);
 
-// These are process-wide.  Sizes in bytes, 0 if no interpreter traces.
-// Export for '_testinternalcapi' shared extension.
+// These are process-wide.  Sizes in bytes; both are 0 if no interpreter
+// traces. Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak);
 extern void _PyTraceMalloc_ResetPeak(void);
+
+// Keep an attached thread from being traced, or trace it again.  Returns the
+// previous setting.
+extern bool _PyTraceMalloc_SetReentrant(bool reentrant);
+
+// For PyRefTracer_SetTracer() and PyRefTracer_GetTracer().
+extern void _PyTraceMalloc_SetRefTracer(PyRefTracer tracer, void *data);
+extern PyRefTracer _PyTraceMalloc_GetRefTracer(void **data);
 
 // An attached thread has changed the line of a frame that is being executed,
 // the filename of a code object, or the evaluator of the interpreter.
@@ -393,10 +354,6 @@ extern void _PyTraceMalloc_FramesChanged(PyInterpreterState *interp);
 
 // A thread state is being deleted.  Called before its heaps are abandoned.
 extern void _PyTraceMalloc_ThreadEnds(PyThreadState *tstate);
-
-// The interpreter is about to be deleted: stop tracing for good.  Needs no
-// thread state.
-extern void _PyTraceMalloc_Fini(PyInterpreterState *interp);
 
 // Py_Initialize() is called once more.  The runtime's mutex is held.
 extern void _PyTraceMalloc_InitRuntime(void);

@@ -1,6 +1,5 @@
 // What tracemalloc keeps: traces, the directory, the counters, filenames and
-// tracebacks; and how a thread finds its traceback.  Who locks what is said in
-// pycore_tracemalloc.h.
+// tracebacks.  Who locks what is said in pycore_tracemalloc.h.
 
 #ifndef Py_INTERNAL_TRACEMALLOC_DATA_H
 #define Py_INTERNAL_TRACEMALLOC_DATA_H
@@ -21,7 +20,7 @@ extern "C" {
 
 /* --- Traces ------------------------------------------------------------- */
 
-// Ids of interned tracebacks.
+// Ids of tracebacks; filenames have ids from 2 on as well.
 #define _PyTraceMalloc_NO_TRACEBACK 0   // a slot without a trace
 #define _PyTraceMalloc_UNKNOWN 1        // the traceback "<unknown>:0"
 #define _PyTraceMalloc_MAX_ID ((UINT32_C(1) << 30) - 1)
@@ -248,115 +247,62 @@ typedef struct {
     uint32_t lineno;
 } tracemalloc_frame;
 
+// A filename or a traceback.  Not changed any more once it has an id.
 typedef struct {
-    size_t first;                 // in `frames`
-    uint32_t hash;
-    uint16_t nframe;              // frames kept
-    uint16_t total_nframe;        // frames that there were, at most UINT16_MAX
-} tracemalloc_traceback;
+    uint32_t hash;                // of all that follows
+    uint32_t length;              // code points, or frames kept
+    uint16_t unit;                // bytes of a code point, or of a frame
+    // Of a traceback: frames that there were, at most UINT16_MAX.  Of a
+    // filename: 0.
+    uint16_t total_nframe;
+    // Space for `length` of them; or for the code points of a filename.
+    tracemalloc_frame frames[1];
+} tracemalloc_item;
 
-typedef struct {
-    size_t offset;                // in `text`
-    size_t length;                // code points
-    Py_uhash_t hash;
-    int kind;                     // bytes of a code point
-} tracemalloc_filename;
-
-// Items in one piece of memory.
-typedef struct {
-    void *items;
-    size_t length;
-    size_t capacity;
-} tracemalloc_array;
-
-// A hash table of ids, 0 in a free slot.
-typedef struct {
-    uint32_t *slots;
-    size_t mask;                  // number of slots - 1
-    size_t used;
-} tracemalloc_index;
+// Enough for all ids.
+#define _PyTraceMalloc_NUM_CHUNKS 25
 
 // Each filename and each traceback once.  Filenames are kept as text: no
 // reference to an object of any interpreter is owned.
 typedef struct {
-    tracemalloc_array filenames;  // of tracemalloc_filename, by id - 1
-    tracemalloc_array text;
-    tracemalloc_array tracebacks; // of tracemalloc_traceback, by id - 2
-    tracemalloc_array frames;     // of tracemalloc_frame
-    tracemalloc_index filename_index;
-    tracemalloc_index traceback_index;
+    // The interpreter's reference, and those of queries that run.  Atomic.
+    Py_ssize_t refcount;
     const PyMemAllocatorEx *allocator;
+    // Addresses of the items, by id.  Neither a chunk nor an item moves.
+    tracemalloc_item **chunks[_PyTraceMalloc_NUM_CHUNKS];
+    // Hash table of ids, 0 in a free slot; half of the slots are free.
+    uint32_t *index;
+    uint32_t index_size;          // a power of 2
+    uint32_t last_id;             // UNKNOWN if there are no items
+    size_t memory;                // bytes of all this
 } tracemalloc_intern;
 
-extern void _PyTraceMalloc_InternInit(
-    tracemalloc_intern *intern, const PyMemAllocatorEx *allocator);
-extern void _PyTraceMalloc_InternFree(tracemalloc_intern *intern);
+// With one reference.  NULL if there is no memory.
+extern tracemalloc_intern *_PyTraceMalloc_InternNew(
+    const PyMemAllocatorEx *allocator);
+// Drop a reference; `intern` may be NULL.
+extern void _PyTraceMalloc_InternDecref(tracemalloc_intern *intern);
 
-// Find or add.  -1 if there is no memory.
+// An item to be filled in, and then to be interned or freed.  NULL if there is
+// no memory.
+extern tracemalloc_item *_PyTraceMalloc_NewItem(
+    const tracemalloc_intern *intern, size_t length, size_t unit,
+    size_t total_nframe);
+extern void _PyTraceMalloc_FreeItem(
+    const tracemalloc_intern *intern, tracemalloc_item *item);
+
+// Find an equal item and free this one, or add it.  -1 if there is no memory;
+// it is freed then, too.
+extern int _PyTraceMalloc_Intern(
+    tracemalloc_intern *intern, tracemalloc_item *item, uint32_t *id);
 extern int _PyTraceMalloc_InternFilename(
     tracemalloc_intern *intern, PyObject *filename, uint32_t *id);
-// The frames are those that were put where NewFrames() says.
-extern tracemalloc_frame *_PyTraceMalloc_InternNewFrames(
-    tracemalloc_intern *intern, size_t nframe);
-extern int _PyTraceMalloc_InternTraceback(
-    tracemalloc_intern *intern, size_t nframe, size_t total_nframe,
-    uint32_t *id);
 
-// `text` is set to the code points; NULL is returned for "<unknown>".
+// The item of an id, but not of 0.  Needs no lock.  `intern` may be NULL for
+// the traceback UNKNOWN.
 // Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(const tracemalloc_filename *) _PyTraceMalloc_GetFilename(
-    const tracemalloc_intern *intern, uint32_t id, const void **text);
-// Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(const tracemalloc_traceback *) _PyTraceMalloc_GetFrames(
-    const tracemalloc_intern *intern, uint32_t id,
-    const tracemalloc_frame **frames);
-
-// Copy all, or what a single traceback needs.  -1 if there is no memory.
-extern int _PyTraceMalloc_InternCopy(
-    const tracemalloc_intern *intern, tracemalloc_intern *copy);
-extern int _PyTraceMalloc_InternCopyTraceback(
-    const tracemalloc_intern *intern, uint32_t id,
-    tracemalloc_intern *copy, uint32_t *copy_id);
-extern size_t _PyTraceMalloc_InternMemory(const tracemalloc_intern *intern);
-
-
-/* --- Capture ------------------------------------------------------------ */
-
-struct _PyInterpreterFrame;
-struct _tracemalloc_interp_state;
-struct _tracemalloc_thread_state;
-
-// What a thread remembers of its frames; see tracemalloc_capture.c.
-typedef struct _tracemalloc_capture tracemalloc_capture;
-
-// The traceback of a thread, which is the calling one; UNKNOWN if `tstate` is
-// NULL.  -1 if there is no memory.
-extern int _PyTraceMalloc_Capture(
-    PyThreadState *tstate, bool locked, uint32_t *id);
-
-// Free what a thread remembers, with the runtime's mutex held.
-extern void _PyTraceMalloc_CaptureFree(
-    PyInterpreterState *interp, struct _tracemalloc_thread_state *ts);
-
-// Intern the traceback of a complete frame.  -1 if there is no memory.
-extern int _PyTraceMalloc_InternFrames(
-    struct _tracemalloc_interp_state *tm, struct _PyInterpreterFrame *frame,
-    size_t total_nframe, uint32_t *id);
-
-#ifndef NDEBUG
-// Is this traceback what a walk over all frames finds?
-extern bool _PyTraceMalloc_IsExact(
-    struct _tracemalloc_interp_state *tm, struct _PyInterpreterFrame *frame,
-    uint32_t id);
-#endif
-
-// Remembered filenames and lines, with the mutex of the interpreter held.
-extern int _PyTraceMalloc_LocationsInit(struct _tracemalloc_interp_state *tm);
-extern void _PyTraceMalloc_LocationsClear(
-    struct _tracemalloc_interp_state *tm);
-extern void _PyTraceMalloc_LocationsFree(struct _tracemalloc_interp_state *tm);
-extern size_t _PyTraceMalloc_LocationsMemory(
-    struct _tracemalloc_interp_state *tm);
+PyAPI_FUNC(const tracemalloc_item *) _PyTraceMalloc_GetItem(
+    const tracemalloc_intern *intern, uint32_t id);
 
 #ifdef __cplusplus
 }

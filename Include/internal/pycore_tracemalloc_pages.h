@@ -72,6 +72,19 @@ _PyTraceMalloc_SlotAt(tracemalloc_page *page, uintptr_t ptr)
     return &page->slots[i];
 }
 
+// The slot of a block in a page whose slots this interpreter has; or NULL.
+static inline tracemalloc_slot *
+_PyTraceMalloc_FindSlot(PyInterpreterState *interp, uintptr_t ptr)
+{
+    tracemalloc_page *page = _PyTraceMalloc_LoadPage(
+        _PyTraceMalloc_PageLink(interp, ptr));
+    if (!_PyTraceMalloc_HasSlots(page) || page->owner != &interp->tracemalloc)
+    {
+        return NULL;
+    }
+    return _PyTraceMalloc_SlotAt(page, ptr);
+}
+
 // The trace of a block in this page goes to the hash table.
 static inline void
 _PyTraceMalloc_NoteTabled(tracemalloc_page **link)
@@ -90,6 +103,9 @@ _PyTraceMalloc_NoteTabled(tracemalloc_page **link)
 // hash table.
 extern tracemalloc_page *_PyTraceMalloc_MakePage(
     PyInterpreterState *interp, tracemalloc_page **link, uintptr_t ptr);
+
+// Bytes of all blocks that have a trace.
+extern size_t _PyTraceMalloc_SumSlots(const tracemalloc_page *page);
 
 // With the mutex of the interpreter held, and no other thread attached.
 extern void _PyTraceMalloc_FreePages(struct _tracemalloc_interp_state *tm);

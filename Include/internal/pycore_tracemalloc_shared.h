@@ -1,5 +1,5 @@
-// What the files of tracemalloc that deal with traces share: how the hash
-// table of an interpreter is locked, counting, and the directory.
+// What only the files of tracemalloc share: how the hash table of an
+// interpreter is locked, counting, the directory, capture, and the hooks.
 
 #ifndef Py_INTERNAL_TRACEMALLOC_SHARED_H
 #define Py_INTERNAL_TRACEMALLOC_SHARED_H
@@ -33,6 +33,13 @@ static inline thread_state *
 thread_of(PyThreadState *tstate)
 {
     return &((_PyThreadStateImpl *)tstate)->tracemalloc;
+}
+
+// Does no interpreter trace?
+static inline bool
+is_idle(void)
+{
+    return _Py_atomic_load_int_relaxed(&RUNTIME->ntracing) == 0;
 }
 
 static inline PyInterpreterState *
@@ -149,6 +156,8 @@ may_be_listed(unsigned int domain, uintptr_t ptr)
 }
 
 
+/* --- The hash table, counting, the directory --------------------------- */
+
 // Lock the hash table of an interpreter: of the calling thread's, of which it
 // is the only thread, with the runtime's mutex held; or of any, with the
 // runtime's mutex held unless it has the GIL.  The second returns what
@@ -188,6 +197,90 @@ extern bool _PyTraceMalloc_TakeFromTable(
 extern bool _PyTraceMalloc_TakeListed(
     const tracemalloc_caller *caller, bool others_only,
     tracemalloc_removed *removed);
+
+
+/* --- All traces of an interpreter --------------------------------------- */
+
+// With the mutex of the interpreter held.
+extern bool _PyTraceMalloc_Find(
+    PyInterpreterState *interp, unsigned int domain, uintptr_t ptr,
+    tracemalloc_trace *trace);
+
+// With the runtime's mutex held, and no other thread attached.  Open sets up
+// what holds traces; -1 if there is no memory.  Drop removes all traces and
+// uncounts them.
+extern int _PyTraceMalloc_OpenTraces(
+    interp_state *tm, const PyMemAllocatorEx *allocator);
+extern void _PyTraceMalloc_DropTraces(interp_state *tm);
+
+// Another reason, or one less, why a trace may not be in its slot.
+extern void _PyTraceMalloc_ChangeShared(int change);
+extern size_t _PyTraceMalloc_TracesMemory(interp_state *tm);
+
+// In the child of fork(): no interpreter but this one traces any more, and no
+// other thread is left.
+extern void _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm);
+
+
+/* --- Capture ------------------------------------------------------------ */
+
+// Where a thread remembers a capture at this instruction.
+static inline tracemalloc_site *
+site_of(thread_state *ts, const void *instr)
+{
+    return &ts->sites[(uintptr_t)instr / 4 % _PyTraceMalloc_NUM_SITES];
+}
+
+// The traceback of a thread, which is the calling one; UNKNOWN if `tstate` is
+// NULL.  -1 if there is no memory.
+extern int _PyTraceMalloc_Capture(
+    PyThreadState *tstate, bool locked, uint32_t *id);
+
+// Free what a thread remembers, with the runtime's mutex held.
+extern void _PyTraceMalloc_CaptureFree(
+    PyInterpreterState *interp, thread_state *ts);
+
+// Intern the traceback of a complete frame.  -1 if there is no memory.
+extern int _PyTraceMalloc_InternFrames(
+    interp_state *tm, struct _PyInterpreterFrame *frame,
+    size_t total_nframe, uint32_t *id);
+
+#ifndef NDEBUG
+// Is this traceback what a walk over all frames finds?
+extern bool _PyTraceMalloc_IsExact(
+    interp_state *tm, struct _PyInterpreterFrame *frame, uint32_t id);
+#endif
+
+// Remembered filenames and lines, with the mutex of the interpreter held.
+extern int _PyTraceMalloc_LocationsInit(interp_state *tm);
+extern void _PyTraceMalloc_LocationsClear(interp_state *tm);
+extern void _PyTraceMalloc_LocationsFree(interp_state *tm);
+extern size_t _PyTraceMalloc_LocationsMemory(interp_state *tm);
+
+
+/* --- Hooks -------------------------------------------------------------- */
+
+// Which domains have hooks that a call reaches?  Bits `1 << domain`.  For an
+// attached thread without locks.
+extern uint8_t _PyTraceMalloc_ProbeHooks(void);
+
+// With the runtime's mutex held.  Install returns -1 if there is no memory;
+// some hooks may be installed then.
+extern int _PyTraceMalloc_InstallHooks(uint8_t reached);
+extern void _PyTraceMalloc_RemoveHooks(void);
+
+// What is below all hooks, also below those that came later on top of others.
+extern const PyMemAllocatorEx *_PyTraceMalloc_AllocatorBelow(
+    PyMemAllocatorDomain domain);
+
+// Who is calling?  Locks the runtime's mutex unless the thread is attached:
+// that keeps its thread state and its interpreter alive.
+extern void _PyTraceMalloc_BeginCall(tracemalloc_caller *caller);
+extern void _PyTraceMalloc_EndCall(const tracemalloc_caller *caller);
+
+// The trace of the block that the calling thread is freeing or reallocating;
+// NO_TRACEBACK if there is none.
+extern tracemalloc_removed _PyTraceMalloc_GetRemoved(void);
 
 #ifdef __cplusplus
 }

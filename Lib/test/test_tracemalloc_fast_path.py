@@ -16,7 +16,7 @@ from test import support
 # What is rare is in other functions.
 FUNCTIONS = """
     mem_malloc0 mem_calloc0 mem_free0 obj_malloc0 obj_calloc0 obj_free0
-    _PyTraceMalloc_TraceRef
+    trace_ref
     _PyTraceMalloc_AddBlock _PyTraceMalloc_FreeBlock
     _PyTraceMalloc_Reattribute
 """.split()

@@ -536,5 +536,112 @@ class QueryTests(TestBase):
         self.check(n, add, remove, find)
 
 
+class HeldUpQueryTests(FaultsBase):
+    """Traces are dropped while a query makes objects of them."""
+
+    def test_dropped(self):
+        # Debug allocators overwrite what is freed.
+        for malloc in None, 'debug':
+            with self.subTest(malloc=malloc):
+                self.run_faults("""
+                    def allocate(name):
+                        code = compile('addr = malloc("raw", OLD)', '', 'exec')
+                        exec(code.replace(co_filename=name), globals())
+
+                    def get_all():
+                        return [trace for trace in tracemalloc._get_traces()
+                                if trace[1] == OLD]
+
+                    def get_one():
+                        return get_traceback(addr)
+
+                    def stop_and_start():
+                        tracemalloc.stop()
+                        tracemalloc.start(3)
+
+                    name = 'x' * 3001
+                    for query, drop, reuse in product(
+                            (get_all, get_one),
+                            (tracemalloc.clear_traces, tracemalloc.stop,
+                             stop_and_start),
+                            (True, False)):
+                        def meanwhile():
+                            drop()
+                            # Other filenames may get the memory.
+                            for i in range(9 if reuse else 0):
+                                allocate(str(i) * 3001)
+
+                        stop_and_start()
+                        allocate(name)
+                        expected, found = query(), []
+                        assert name in repr(expected)
+                        # The query is about to make the filename.
+                        hold_up(sys.getsizeof(name),
+                                lambda: found.append(query()),
+                                meanwhile, True)
+                        assert found == [expected], (query, drop, reuse)
+                    check_sums()
+                    """, malloc=malloc)
+
+    def test_others_are_added(self):
+        # More filenames and tracebacks than there is room for at first.
+        self.run_faults("""
+            def allocate(name, lineno=1):
+                code = compile(
+                    'addrs.append(capi.tracemalloc_raw_malloc(OLD))', '',
+                    'exec')
+                exec(code.replace(co_filename=name, co_firstlineno=lineno),
+                     globals())
+
+            def get_all():
+                return [trace for trace in tracemalloc._get_traces()
+                        if trace[1] == OLD]
+
+            def meanwhile():
+                for i in range(20_000):
+                    allocate(str(i), i + 1)
+
+            tracemalloc.start()
+            addrs = []
+            for i in range(50):
+                allocate('x' * (3001 + i), i + 1)
+            expected, found = get_all(), []
+            assert len(expected) == 50
+            hold_up(sys.getsizeof('x' * 3026),
+                    lambda: found.append(get_all()), meanwhile, True)
+            assert found == [expected]
+            assert len(get_all()) == 20_050
+            for addr, lineno in zip(addrs[50:], range(1, 20_001)):
+                assert get_traceback(addr) == ((str(lineno - 1), lineno),)
+            """)
+
+
+class EqualTracesTests(FaultsBase):
+    """Equal traces may be one object, but each of them is found."""
+
+    def test_count(self):
+        self.run_faults("""
+            from collections import Counter
+            expected = Counter()
+            tracemalloc.start()
+            for i in range(30_000):
+                # More different ones than are looked for.
+                domain, size = 5 + i % 3, 1 + i * i % 5003
+                if i % 2:
+                    capi.tracemalloc_track(domain, 16 * i, size)
+                else:
+                    capi.tracemalloc_track(domain, 16 * i, size)
+                expected[domain, size, i % 2] += 1
+            traces = [trace for trace in tracemalloc._get_traces()
+                      if trace[0] >= 5]
+            assert len(traces) == 30_000
+            lines = sorted({trace[2][0][1] for trace in traces})
+            assert len(lines) == 2, lines
+            found = Counter((domain, size, lines[0] == traceback[0][1])
+                            for domain, size, traceback, total in traces)
+            assert found == expected
+            """)
+
+
 if __name__ == '__main__':
     unittest.main()

@@ -101,6 +101,26 @@ class OtherAllocatorTests(ScriptBase):
             tracemalloc.start()
             """)
 
+    def test_set_without_chaining_again(self):
+        self.check("""
+            for _ in range(3):
+                set_on_top('raw', bottom)
+                tracemalloc.stop()
+                tracemalloc.start()
+                check(1)
+            """)
+
+    def test_put_on_top_and_caching(self):
+        # start() cannot see that there are hooks below.
+        self.check("""
+            capi.tracemalloc_set_caching()
+            for _ in range(5):
+                tracemalloc.stop()
+                check(0)
+                tracemalloc.start()
+                check(1)
+            """)
+
     def test_put_on_top(self):
         self.check("""
             set_on_top('raw', get('raw'))

@@ -249,8 +249,8 @@ tracemalloc_records(PyObject *self, PyObject *Py_UNUSED(args))
     struct _tracemalloc_runtime_state *runtime = &_PyRuntime.tracemalloc;
     Py_ssize_t n = 0;
     PyMutex_Lock(&runtime->mutex);
-    for (struct _tracemalloc_record *record = runtime->records;
-         record != NULL; record = record->previous)
+    for (const tracemalloc_allocator *record = runtime->allocators;
+         record != NULL; record = record->next)
     {
         n++;
     }
@@ -530,5 +530,9 @@ static PyMethodDef test_methods[] = {
 int
 _PyTestInternalCapi_Init_Tracemalloc(PyObject *module)
 {
+#if SIZEOF_VOID_P == 8 && defined(__linux__)
+    // As in 3.13.5: what follows in _PyRuntime stays where it was.
+    Py_BUILD_ASSERT(sizeof(_PyRuntime.tracemalloc) == 232);
+#endif
     return PyModule_AddFunctions(module, test_methods);
 }

@@ -11,12 +11,13 @@
 #include "test_tracemalloc.h"
 
 #include <errno.h>                // errno
+#include <stdbool.h>              // bool
+#include <stddef.h>               // max_align_t
 #include <stdlib.h>               // malloc(), calloc()
 
 #if defined(__linux__) && defined(__x86_64__)
 #  include <linux/filter.h>       // struct sock_filter
 #  include <linux/seccomp.h>      // SECCOMP_RET_ERRNO
-#  include <stddef.h>             // offsetof()
 #  include <sys/prctl.h>          // prctl()
 #  include <sys/syscall.h>        // SYS_membarrier
 #endif
@@ -150,6 +151,72 @@ tracemalloc_set_on_top(PyObject *self, PyObject *args)
         .free = top_free,
     };
     PyMem_SetAllocator(domain, &top);
+    Py_RETURN_NONE;
+}
+
+
+// One block of one byte does not come from the allocator below.
+static struct {
+    max_align_t block;
+    bool used;
+} cache;
+
+static void *
+caching_malloc(void *ctx, size_t size)
+{
+    if (size == 1 && !cache.used) {
+        cache.used = true;
+        return &cache.block;
+    }
+    return top_malloc(ctx, size);
+}
+
+static void *
+caching_realloc(void *ctx, void *ptr, size_t size)
+{
+    if (ptr != &cache.block) {
+        return top_realloc(ctx, ptr, size);
+    }
+    void *ptr2 = top_malloc(ctx, size);
+    if (ptr2 != NULL) {
+        memcpy(ptr2, ptr, size > 0 ? 1 : 0);
+        cache.used = false;
+    }
+    return ptr2;
+}
+
+static void
+caching_free(void *ctx, void *ptr)
+{
+    if (ptr == &cache.block) {
+        cache.used = false;
+    }
+    else {
+        top_free(ctx, ptr);
+    }
+}
+
+PyDoc_STRVAR(set_caching_doc,
+"tracemalloc_set_caching()\n"
+"--\n\n"
+"Put an allocator on top of the raw one that does not pass all calls on.");
+
+static PyObject *
+tracemalloc_set_caching(PyObject *self, PyObject *Py_UNUSED(args))
+{
+    PyMemAllocatorEx *alloc = new_allocator();
+    if (alloc == NULL) {
+        return NULL;
+    }
+    PyMem_GetAllocator(PYMEM_DOMAIN_RAW, alloc);
+    PyMemAllocatorEx top = {
+        .ctx = alloc,
+        .malloc = caching_malloc,
+        .calloc = top_calloc,
+        .realloc = caching_realloc,
+        .free = caching_free,
+    };
+    PyMem_SetAllocator(PYMEM_DOMAIN_RAW, &top);
     Py_RETURN_NONE;
 }
 
@@ -424,6 +491,8 @@ static PyMethodDef test_methods[] = {
      get_allocator_doc},
     {"tracemalloc_set_allocator", tracemalloc_set_allocator, METH_VARARGS,
      set_allocator_doc},
+    {"tracemalloc_set_caching", tracemalloc_set_caching, METH_NOARGS,
+     set_caching_doc},
     {"tracemalloc_set_on_top", tracemalloc_set_on_top, METH_VARARGS,
      set_on_top_doc},
     {"tracemalloc_count_raw", tracemalloc_count_raw, METH_NOARGS,

@@ -98,17 +98,16 @@ static void
 read_frame(const tracemalloc_intern *intern, const tracemalloc_frame *from,
            uint64_t inner, frame_t *frame)
 {
-    const void *text;
-    const tracemalloc_filename *name =
-        _PyTraceMalloc_GetFilename(intern, from->filename, &text);
-    if (name == NULL) {
+    if (from->filename == 0) {
         set_unknown_frame(frame, inner);
         // It has no line either, or else this is seen by the hash.
         frame->print += from->lineno;
         frame->lineno = from->lineno;
     }
     else {
-        set_frame(frame, inner, name->kind, text, name->length,
+        const tracemalloc_item *name = _PyTraceMalloc_GetItem(intern,
+                                                              from->filename);
+        set_frame(frame, inner, name->unit, name->frames, name->length,
                   (int)from->lineno);
     }
 }
@@ -117,12 +116,11 @@ uint64_t
 _PyTestOracle_HashTrace(const tracemalloc_intern *intern,
                         const tracemalloc_trace *trace)
 {
-    const tracemalloc_frame *frames;
-    const tracemalloc_traceback *traceback =
-        _PyTraceMalloc_GetFrames(intern, trace->traceback, &frames);
+    const tracemalloc_item *traceback =
+        _PyTraceMalloc_GetItem(intern, trace->traceback);
     frame_t frame = {0};
-    for (size_t i = 0; i < traceback->nframe; i++) {
-        read_frame(intern, &frames[i], frame.print, &frame);
+    for (size_t i = 0; i < traceback->length; i++) {
+        read_frame(intern, &traceback->frames[i], frame.print, &frame);
     }
     return hash_traceback(frame.print, traceback->total_nframe);
 }
@@ -229,13 +227,13 @@ collect_found(items_t *found, tracemalloc_snapshot *snapshots)
         }
         take_snapshot(interp, snapshot);
         // By traceback id, as far as they are needed.
-        uint64_t *prints = alloc((snapshot->intern.tracebacks.length + 2)
+        uint64_t *prints = alloc(((size_t)snapshot->last_id + 1)
                                  * sizeof(uint64_t));
         for (size_t i = 0; i < snapshot->ntraces; i++) {
             const tracemalloc_trace *trace = &snapshot->traces[i];
             uint64_t *print = &prints[trace->traceback];
             if (*print == 0) {
-                *print = _PyTestOracle_HashTrace(&snapshot->intern, trace);
+                *print = _PyTestOracle_HashTrace(snapshot->intern, trace);
             }
             item_t *item = add_item(found);
             item->domain = trace->domain;
@@ -275,12 +273,13 @@ describe(char *text, size_t size, const item_t *item,
     const interp_t *interp = &_PyTestOracle.interps[item->owner];
     size_t n, total, len = append(text, size, 0, "%zu bytes in %s %d",
                                   item->size, interp->kind, item->owner);
-    const tracemalloc_intern *intern = &snapshots[item->owner].intern;
+    const tracemalloc_intern *intern = snapshots[item->owner].intern;
     const tracemalloc_frame *found = NULL;
     if (item->trace != NULL) {
-        const tracemalloc_traceback *traceback = _PyTraceMalloc_GetFrames(
-            intern, item->trace->traceback, &found);
-        n = traceback->nframe;
+        const tracemalloc_item *traceback = _PyTraceMalloc_GetItem(
+            intern, item->trace->traceback);
+        found = traceback->frames;
+        n = traceback->length;
         total = traceback->total_nframe;
     }
     else if (item->block != NULL) {

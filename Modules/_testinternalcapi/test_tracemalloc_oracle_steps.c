@@ -215,7 +215,7 @@ step_probe(actor_t *a, block_t *b)
             if (snapshot.traces[0].size != b->size) {
                 fail_step(a, "wrong size", (long)snapshot.traces[0].size);
             }
-            if (_PyTestOracle_HashTrace(&snapshot.intern, &snapshot.traces[0])
+            if (_PyTestOracle_HashTrace(snapshot.intern, &snapshot.traces[0])
                 != _PyTestOracle_HashFrames(b->frames, limit))
             {
                 fail_step(a, "wrong traceback", 0);

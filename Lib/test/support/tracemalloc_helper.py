@@ -312,5 +312,5 @@ capi.tracemalloc_below_install()
 class FaultsBase(ScriptBase):
     """Scripts where the allocators fail, or hold a thread up."""
 
-    def run_faults(self, script, *args):
-        self.run_script(SETUP + textwrap.dedent(script), *args)
+    def run_faults(self, script, *args, malloc=None):
+        self.run_script(SETUP + textwrap.dedent(script), *args, malloc=malloc)
