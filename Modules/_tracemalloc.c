@@ -4,6 +4,7 @@
 #include "Python.h"
 #include "pycore_global_strings.h"  // _Py_DECLARE_STR()
 #include "pycore_interp.h"        // PyInterpreterState.tracemalloc
+#include "pycore_list.h"          // _PyList_AppendTakeRef()
 #include "pycore_object.h"        // _PyType_PreHeaderSize()
 #include "pycore_pystate.h"       // _PyInterpreterState_GET()
 #include "pycore_runtime.h"       // _Py_STR()
@@ -184,11 +185,12 @@ fill_list(PyObject *list, converter *conv,
         else {
             *found = i;
             obj = trace_as_object(conv, trace);
-            if (obj == NULL) {
-                return -1;
-            }
         }
-        PyList_SET_ITEM(list, (Py_ssize_t)i, obj);
+        if (obj == NULL
+            || _PyList_AppendTakeRef((PyListObject *)list, obj) < 0)
+        {
+            return -1;
+        }
     }
     return 0;
 }
@@ -196,7 +198,8 @@ fill_list(PyObject *list, converter *conv,
 static PyObject *
 traces_as_list(const tracemalloc_snapshot *snapshot)
 {
-    PyObject *list = PyList_New((Py_ssize_t)snapshot->ntraces);
+    // Without a GIL, PyList_New() crashes if there is no memory for the items.
+    PyObject *list = PyList_New(0);
     if (list == NULL) {
         return NULL;
     }

@@ -90,7 +90,7 @@ _PyTraceMalloc_GetRefTracer(void **data)
 static void
 new_epoch(interp_state *tm)
 {
-    _Py_atomic_store_uint64_relaxed(&tm->epoch, ++RUNTIME->epoch);
+    _Py_atomic_store_uint64_relaxed(&tm->epoch, ++RUNTIME->last_number);
 }
 
 static void
@@ -146,8 +146,8 @@ start_locked(interp_state *tm, int max_nframe, bool inherited,
     }
     _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : 1);
     tm->max_nframe = max_nframe;
+    tm->generation = ++RUNTIME->last_number;
     new_epoch(tm);
-    tm->generation = tm->epoch;
     tm->tracing = 1;
     llist_insert_tail(&RUNTIME->tracing, &tm->node);
     add_to_ntracing(1);
@@ -350,9 +350,9 @@ _PyTraceMalloc_ClearTraces(void)
         _PyTraceMalloc_DropTraces(tm);
         // Without memory the first traces may need some.
         (void)_PyTraceMalloc_TableInit(&tm->table, tm->table.allocator);
+        tm->generation = ++RUNTIME->last_number;
         _PyTraceMalloc_LocationsClear(tm);
         new_epoch(tm);
-        tm->generation = tm->epoch;
         _PyTraceMalloc_ResetCounterPeak();
     }
     start_threads();

@@ -29,12 +29,12 @@
 // live; 0 is no version.
 //
 // An evaluator that was set by _PyInterpreterState_SetEvalFrameFunc() may push
-// frames without resetting the mark: while there is one, no mark is trusted.
+// frames without resetting the mark: while there is one, each capture walks
+// over all frames.
 
 #include "Python.h"
 #include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
 #include "pycore_interp.h"        // PyInterpreterState.eval_frame
-#include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc_shared.h"  // thread_of()
 #include "pycore_tstate.h"        // _PyThreadStateImpl
 
@@ -136,23 +136,18 @@ free_capture(interp_state *tm, tracemalloc_capture *capture)
 
 // The thread's first trace.
 static int
-make_capture(PyThreadState *tstate, bool locked)
+make_capture(const tracemalloc_caller *caller)
 {
-    interp_state *tm = &tstate->interp->tracemalloc;
-    thread_state *ts = thread_of(tstate);
-    PyMutex *mutex = &_PyRuntime.tracemalloc.mutex;
+    interp_state *tm = caller->interp;
+    thread_state *ts = thread_of(caller->tstate);
     tracemalloc_capture *capture = new_capture(tm, MIN_NODES);
     if (capture == NULL) {
         return -1;
     }
-    if (!locked) {
-        PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
-    }
+    lock_runtime(caller);
     ts->capture = capture;
     llist_insert_tail(&tm->threads, &ts->node);
-    if (!locked) {
-        PyMutex_Unlock(mutex);
-    }
+    unlock_runtime(caller);
     return 0;
 }
 
@@ -286,7 +281,6 @@ remember(thread_state *ts, _PyInterpreterFrame *frame, uint32_t callers)
 typedef struct {
     tracemalloc_capture *capture;
     bool by_depth;                // are callers just a number of frames?
-    bool trusted;                 // are the marks?
     size_t nframe;                // frames passed
     size_t nkept;                 // of these in `frames` of the capture
     _PyInterpreterFrame *end;     // a frame that is remembered, or NULL
@@ -300,8 +294,7 @@ walk_frames(frame_walk *walk, _PyInterpreterFrame *frame)
     tracemalloc_capture *capture = walk->capture;
     size_t n = 0;
     for (; frame != NULL; n++) {
-        const activation *known = walk->trusted
-                                  ? find_activation(capture, frame) : NULL;
+        const activation *known = find_activation(capture, frame);
         if (known != NULL) {
             walk->end_callers = known->callers;
             break;
@@ -372,9 +365,7 @@ find_callers(const frame_walk *walk, thread_state *ts)
                   : add_anonymous_node(capture, depth);
     }
     for (size_t i = walk->nkept; i-- > 0; ) {
-        if (walk->trusted) {
-            remember(ts, capture->frames[i], callers);
-        }
+        remember(ts, capture->frames[i], callers);
         if (i > 0) {
             callers = add_caller(walk, capture->frames[i], callers);
         }
@@ -403,56 +394,76 @@ find_traceback(tracemalloc_capture *capture, interp_state *tm,
     return 0;
 }
 
+// Forget what is void.  -1 if the thread cannot remember anything yet, and
+// there is no memory.
 static int
-capture_frame(PyThreadState *tstate, _PyInterpreterFrame *frame, uint32_t *id)
+refresh_capture(const tracemalloc_caller *caller, thread_state *ts)
 {
-    interp_state *tm = &tstate->interp->tracemalloc;
-    thread_state *ts = thread_of(tstate);
-    frame_walk walk = {
-        .by_depth = tm->max_nframe == 1,
-        .trusted = tstate->interp->eval_frame == NULL,
-    };
-    walk_with_room(&walk, tm, ts, frame);
-    uint32_t callers = find_callers(&walk, ts);
-    if (find_traceback(walk.capture, tm, frame, callers, id) < 0) {
+    if (ts->capture == NULL && make_capture(caller) < 0) {
         return -1;
     }
-    if (walk.trusted) {
-        *site_of(ts, frame->instr_ptr) = (tracemalloc_site){
-            frame, frame->instr_ptr, *id,
-        };
-    }
-    assert(_PyTraceMalloc_IsExact(tm, frame, *id));
-    return 0;
-}
-
-int
-_PyTraceMalloc_Capture(PyThreadState *tstate, bool locked, uint32_t *id)
-{
-    *id = _PyTraceMalloc_UNKNOWN;
-    if (tstate == NULL || tstate->current_frame == NULL) {
-        return 0;
-    }
-    thread_state *ts = thread_of(tstate);
-    ts->last_block = 0;
-    if (ts->ended) {
-        return 0;
-    }
-    if (ts->capture == NULL && make_capture(tstate, locked) < 0) {
-        return -1;
-    }
-    uint64_t epoch = _Py_atomic_load_uint64_relaxed(
-        &tstate->interp->tracemalloc.epoch);
+    uint64_t epoch = _Py_atomic_load_uint64_relaxed(&caller->interp->epoch);
     tracemalloc_capture *capture = ts->capture;
     if (capture->epoch != epoch) {
         forget(capture);
         memset(ts->sites, 0, sizeof(ts->sites));
         capture->epoch = ts->epoch = epoch;
     }
+    return 0;
+}
+
+static int
+capture_frame(const tracemalloc_caller *caller, _PyInterpreterFrame *frame,
+              uint32_t *id)
+{
+    interp_state *tm = caller->interp;
+    thread_state *ts = thread_of(caller->tstate);
+    if (refresh_capture(caller, ts) < 0) {
+        return -1;
+    }
+    frame_walk walk = {.by_depth = tm->max_nframe == 1};
+    walk_with_room(&walk, tm, ts, frame);
+    uint32_t callers = find_callers(&walk, ts);
+    if (find_traceback(walk.capture, tm, frame, callers, id) < 0) {
+        return -1;
+    }
+    *site_of(ts, frame->instr_ptr) = (tracemalloc_site){
+        frame, frame->instr_ptr, *id,
+    };
+    assert(_PyTraceMalloc_IsExact(tm, frame, *id));
+    return 0;
+}
+
+static size_t
+count_frames(_PyInterpreterFrame *frame)
+{
+    size_t n = 0;
+    for (; frame != NULL; n++) {
+        frame = _PyFrame_GetFirstComplete(frame->previous);
+    }
+    return n;
+}
+
+int
+_PyTraceMalloc_Capture(const tracemalloc_caller *caller, uint32_t *id)
+{
+    PyThreadState *tstate = caller->tstate;
+    *id = _PyTraceMalloc_UNKNOWN;
+    if (tstate == NULL || tstate->current_frame == NULL) {
+        return 0;
+    }
+    thread_of(tstate)->last_block = 0;
+    if (thread_of(tstate)->ended) {
+        return 0;
+    }
     _PyInterpreterFrame *frame = _PyFrame_GetFirstComplete(
         tstate->current_frame);
     if (frame == NULL) {
         return 0;
     }
-    return capture_frame(tstate, frame, id);
+    if (tstate->interp->eval_frame == NULL) {
+        return capture_frame(caller, frame, id);
+    }
+    return _PyTraceMalloc_InternFrames(caller->interp, frame,
+                                       count_frames(frame), id);
 }

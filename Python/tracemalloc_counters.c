@@ -46,9 +46,10 @@
 
 #define ONE_OPEN (UINT64_C(1) << 48)
 #define ONE_TAG (UINT64_C(1) << 56)
-#define COMMITTED(word) ((word) & (ONE_OPEN - 1))
+#define COMMITTED(word) ((word) & MAX_COMMITTED)
 #define NUM_OPEN(word) (((word) / ONE_OPEN) & MAX_OPEN)
 #define TAG(word) ((word) / ONE_TAG)
+#define MAX_COMMITTED ((UINT64_C(1) << 48) - 1)
 #define MAX_OPEN UINT64_C(0xFF)
 
 // Sizes from here on are counted apart: `word` has 48 bits, and
@@ -140,7 +141,7 @@ make_visible(void)
 }
 
 
-/* --- Credit ------------------------------------------------------------- */
+/* --- The word ----------------------------------------------------------- */
 
 static uint64_t
 load_peak(void)
@@ -164,6 +165,19 @@ raise_peak(uint64_t word)
     {
     }
 }
+
+static void
+remove_from_word(size_t size)
+{
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    do {
+        raise_peak(word);
+    } while (!_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
+                                                 word - size));
+}
+
+
+/* --- Credit ------------------------------------------------------------- */
 
 // Wait until the owner of a closed credit is not inside, and take the credit.
 static void
@@ -211,17 +225,6 @@ _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own)
     }
 }
 
-// Without credit.
-static void
-remove_from_word(size_t size)
-{
-    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
-    do {
-        raise_peak(word);
-    } while (!_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
-                                                 word - size));
-}
-
 
 /* --- Huge sizes --------------------------------------------------------- */
 
@@ -254,13 +257,11 @@ count_among_huge(size_t size, bool add, bool locked)
     uint64_t rest = units > 0 ? size % HUGE_SIZE : 0;
     lock(locked);
     close_credits(0);
-    if (units == 0) {
-        if (add) {
-            _Py_atomic_add_uint64(&COUNTERS->word, size);
-        }
-        else {
-            remove_from_word(size);
-        }
+    if (units == 0 && add) {
+        _Py_atomic_add_uint64(&COUNTERS->word, size);
+    }
+    else if (units == 0) {
+        remove_from_word(size);
     }
     COUNTERS->huge_rest += add ? rest : -rest;
     _Py_atomic_add_uint64(&COUNTERS->huge_units, add ? units : -units);
@@ -314,7 +315,7 @@ open_credit(tracemalloc_credit *credit, bool locked)
 static void
 end_rest(tracemalloc_credit *credit, bool locked)
 {
-    if (credit == NULL || _Py_atomic_load_int_relaxed(&credit->open)) {
+    if (_Py_atomic_load_int_relaxed(&credit->open)) {
         return;
     }
     int rest = _Py_atomic_load_int_relaxed(&credit->rest);
@@ -360,21 +361,9 @@ refill_credit(tracemalloc_credit *credit, size_t size)
 
 /* --- Add and remove ----------------------------------------------------- */
 
-void
-_PyTraceMalloc_CountAddSlow(tracemalloc_credit *credit, size_t size,
-                            bool locked)
+static void
+add_to_word(size_t size, bool locked)
 {
-    if (size >= HUGE_SIZE || has_huge()) {
-        count_among_huge(size, true, locked);
-        return;
-    }
-    if (credit != NULL && _PyTraceMalloc_EnterCredit(credit)) {
-        bool done = refill_credit(credit, size);
-        _PyTraceMalloc_LeaveCredit(credit);
-        if (done) {
-            return;
-        }
-    }
     uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
     for (;;) {
         if (NUM_OPEN(word) > 0
@@ -391,6 +380,46 @@ _PyTraceMalloc_CountAddSlow(tracemalloc_credit *credit, size_t size,
             break;
         }
     }
+}
+
+void
+_PyTraceMalloc_AddToSum(size_t size, bool locked)
+{
+    if (size >= HUGE_SIZE || has_huge()) {
+        count_among_huge(size, true, locked);
+    }
+    else {
+        add_to_word(size, locked);
+    }
+}
+
+void
+_PyTraceMalloc_TakeFromSum(size_t size, bool locked)
+{
+    if (size >= HUGE_SIZE || has_huge()) {
+        count_among_huge(size, false, locked);
+    }
+    else {
+        remove_from_word(size);
+    }
+}
+
+void
+_PyTraceMalloc_CountAddSlow(tracemalloc_credit *credit, size_t size,
+                            bool locked)
+{
+    if (size >= HUGE_SIZE || has_huge()) {
+        count_among_huge(size, true, locked);
+        return;
+    }
+    if (_PyTraceMalloc_EnterCredit(credit)) {
+        bool done = refill_credit(credit, size);
+        _PyTraceMalloc_LeaveCredit(credit);
+        if (done) {
+            return;
+        }
+    }
+    add_to_word(size, locked);
     end_rest(credit, locked);
 }
 
@@ -402,7 +431,7 @@ _PyTraceMalloc_CountRemoveSlow(tracemalloc_credit *credit, size_t size,
         count_among_huge(size, false, locked);
         return;
     }
-    if (credit != NULL && _PyTraceMalloc_EnterCredit(credit)) {
+    if (_PyTraceMalloc_EnterCredit(credit)) {
         // Others would have to do without what this thread hoards; one that
         // is alone may have any credit.
         uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);

@@ -64,7 +64,7 @@ lock_for_dump(PyMutex *mutex)
 static bool
 is_readable(PyThreadState *tstate, interp_state *tm)
 {
-    return !USE_CREDIT_AS_LOCK
+    return !WITH_GIL
            || (tstate != NULL
                && has_same_gil(&tstate->interp->tracemalloc, tm));
 }

@@ -207,7 +207,7 @@ begin(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     }
     else if (removed->trace.ptr != 0) {
         // Not what PyTraceMalloc_Track() may have said of NULL.
-        _PyTraceMalloc_Remove(caller, false, removed);
+        _PyTraceMalloc_Remove(caller, removed);
     }
     if (function == FREE && had_trace(removed)) {
         int saved_errno = errno;
@@ -371,15 +371,15 @@ hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
     else if (tstate == NULL) {
         (void)call_detached(domain, alloc, FREE, ptr, 1, 0);
     }
-    else if (domain == PYMEM_DOMAIN_RAW || thread_of(tstate)->freed_block != 0)
+    else if (domain != PYMEM_DOMAIN_RAW && thread_of(tstate)->freed_block == 0)
     {
-        (void)call_attached(tstate, domain, alloc, FREE, ptr, 0);
-    }
-    else {
         thread_of(tstate)->freed_block = (uintptr_t)ptr;
         _PyTraceMalloc_FreeBlock(tstate, (uintptr_t)ptr);
         alloc->free(alloc->ctx, ptr);
         thread_of(tstate)->freed_block = 0;
+    }
+    else {
+        (void)call_attached(tstate, domain, alloc, FREE, ptr, 0);
     }
 }
 

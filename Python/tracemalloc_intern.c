@@ -9,6 +9,8 @@
 #include "pycore_pyhash.h"        // _Py_HashBytes()
 #include "pycore_tracemalloc_data.h"  // tracemalloc_intern
 
+#include <stddef.h>               // offsetof()
+
 #define FIRST_ID (_PyTraceMalloc_UNKNOWN + 1)
 
 #define CHUNK_BITS 6              // of the number of items in the first chunk

@@ -163,7 +163,7 @@ _PyTraceMalloc_PageEnds(tracemalloc_page *page)
     // Blocks that were freed behind the hooks have left traces.
     size_t size = _PyTraceMalloc_SumSlots(page);
     if (size > 0) {
-        _PyTraceMalloc_CountRemoveSlow(NULL, size, false);
+        _PyTraceMalloc_TakeFromSum(size, false);
     }
     PyMutex *mutex = &page->owner->mutex;
     PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);

@@ -12,7 +12,7 @@
 static void
 lock_other(interp_state *tm)
 {
-#if USE_CREDIT_AS_LOCK
+#if WITH_GIL
     _PyTraceMalloc_CloseCredit(&tm->credit, false);
 #endif
     lock_mutex(&tm->mutex);
@@ -23,7 +23,7 @@ lock_other(interp_state *tm)
 void
 _PyTraceMalloc_LockWhole(interp_state *tm)
 {
-#if USE_CREDIT_AS_LOCK
+#if WITH_GIL
     _PyTraceMalloc_CloseCredit(&tm->credit, true);
 #endif
     lock_mutex(&tm->mutex);
@@ -58,7 +58,10 @@ void
 _PyTraceMalloc_CountAdd(const tracemalloc_caller *caller, size_t size)
 {
     tracemalloc_credit *credit = usable_credit(caller);
-    if (credit == NULL || !_PyTraceMalloc_TryCountAdd(credit, size)) {
+    if (credit == NULL) {
+        _PyTraceMalloc_AddToSum(size, !caller->attached);
+    }
+    else if (!_PyTraceMalloc_TryCountAdd(credit, size)) {
         _PyTraceMalloc_CountAddSlow(credit, size, !caller->attached);
     }
 }
@@ -67,7 +70,10 @@ void
 _PyTraceMalloc_CountRemove(const tracemalloc_caller *caller, size_t size)
 {
     tracemalloc_credit *credit = usable_credit(caller);
-    if (credit == NULL || !_PyTraceMalloc_TryCountRemove(credit, size)) {
+    if (credit == NULL) {
+        _PyTraceMalloc_TakeFromSum(size, !caller->attached);
+    }
+    else if (!_PyTraceMalloc_TryCountRemove(credit, size)) {
         _PyTraceMalloc_CountRemoveSlow(credit, size, !caller->attached);
     }
 }

@@ -45,7 +45,7 @@ _PyTraceMalloc_DropTraces(interp_state *tm)
     _PyTraceMalloc_LockWhole(tm);
     tracemalloc_trace *trace = NULL;
     while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
-        _PyTraceMalloc_CountRemoveSlow(NULL, trace->size, true);
+        _PyTraceMalloc_TakeFromSum(trace->size, true);
         if (trace->listed) {
             _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
         }
@@ -53,8 +53,9 @@ _PyTraceMalloc_DropTraces(interp_state *tm)
     }
     struct llist_node *node;
     llist_for_each(node, &tm->pages) {
-        size_t sum = _PyTraceMalloc_SumSlots(llist_data(node, tracemalloc_page, node));
-        _PyTraceMalloc_CountRemoveSlow(NULL, sum, true);
+        size_t sum = _PyTraceMalloc_SumSlots(
+            llist_data(node, tracemalloc_page, node));
+        _PyTraceMalloc_TakeFromSum(sum, true);
     }
     _PyTraceMalloc_TableFree(&tm->table);
     _PyTraceMalloc_FreePages(tm);
@@ -100,15 +101,16 @@ _PyTraceMalloc_TracesMemory(interp_state *tm)
                   + (tm->intern != NULL ? tm->intern->memory : 0)
                   + tm->capture_memory;
     const tracemalloc_table *entries = &RUNTIME->directory->table;
+    lock_mutex(&RUNTIME->directory->mutex);
     if (nlisted > 0 && entries->used > 0) {
         // This interpreter's part of the directory.
         size += (size_t)((double)_PyTraceMalloc_TableMemory(entries)
                          * (double)nlisted / (double)entries->used);
     }
+    PyMutex_Unlock(&RUNTIME->directory->mutex);
     PyMutex_Unlock(&tm->mutex);
     return size;
 }
-
 
 void
 _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
@@ -124,7 +126,7 @@ _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
         return;
     }
     while ((entry = _PyTraceMalloc_TableNext(&tm->table, entry)) != NULL) {
-        _PyTraceMalloc_CountAddSlow(NULL, entry->size, true);
+        _PyTraceMalloc_AddToSum(entry->size, true);
         _PyTraceMalloc_CountTracked(entry, 1);
         if (entry->listed) {
             (void)_PyTraceMalloc_ListBlock(tm, entry->domain, entry->ptr,
@@ -133,8 +135,9 @@ _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
     }
     struct llist_node *node;
     llist_for_each(node, &tm->pages) {
-        size_t sum = _PyTraceMalloc_SumSlots(llist_data(node, tracemalloc_page, node));
-        _PyTraceMalloc_CountAddSlow(NULL, sum, true);
+        size_t sum = _PyTraceMalloc_SumSlots(
+            llist_data(node, tracemalloc_page, node));
+        _PyTraceMalloc_AddToSum(sum, true);
     }
 }
 

@@ -118,9 +118,10 @@ remembered_traceback(PyThreadState *tstate)
 static inline int
 capture(PyThreadState *tstate, uint32_t *id)
 {
+    tracemalloc_caller caller = attached_caller(tstate);
     *id = remembered_traceback(tstate);
     return *id != _PyTraceMalloc_NO_TRACEBACK ? 0
-           : _PyTraceMalloc_Capture(tstate, false, id);
+           : _PyTraceMalloc_Capture(&caller, id);
 }
 
 // Count a trace and store it in the hash table, in place of one that is there.
@@ -179,7 +180,7 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
     drop_from_slot(&caller, _PyTraceMalloc_LoadPage(link), ptr);
     drop_others(&caller, 0, ptr);
     // Without the GIL, who reallocates a block in place may not own the page.
-    bool is_new = USE_CREDIT_AS_LOCK || origin != BLOCK_IN_PLACE;
+    bool is_new = WITH_GIL || origin != BLOCK_IN_PLACE;
     tracemalloc_slot *slot = own_slot(tm, link, ptr, size, is_new);
     if (slot != NULL) {
         if (may_be_listed(0, ptr)) {
@@ -202,7 +203,7 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
         .size = size,
         .traceback = traceback,
         // Who may free it, but those that hold the GIL?
-        .listed = !USE_CREDIT_AS_LOCK || !tm->owns_pages,
+        .listed = !WITH_GIL || !tm->owns_pages,
     };
     return add_to_own_table(&caller, &trace, origin != BLOCK_NEW);
 }
@@ -214,7 +215,7 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
                  uint32_t traceback)
 {
     interp_state *tm = &tstate->interp->tracemalloc;
-    if (!USE_CREDIT_AS_LOCK || !tm->owns_pages || may_be_listed(0, ptr)) {
+    if (!WITH_GIL || !tm->owns_pages || may_be_listed(0, ptr)) {
         return false;
     }
     tracemalloc_credit *credit = own_credit(tstate);
@@ -235,6 +236,26 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
     return done;
 }
 
+// With the traceback known, what most blocks need: a free slot or a free place
+// in the hash table, and enough credit.  False if it is not as simple as that.
+static inline Py_ALWAYS_INLINE bool
+try_store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
+                uint32_t traceback)
+{
+    tracemalloc_slot *slot = free_slot(tstate, ptr, size);
+    if (slot == NULL) {
+        return size > SMALL_REQUEST_THRESHOLD
+               && _PyTraceMalloc_PageLink(tstate->interp, ptr) == NULL
+               && try_add_to_table(tstate, ptr, size, traceback);
+    }
+    if (!_PyTraceMalloc_TryCountAdd(own_credit(tstate), size)) {
+        return false;
+    }
+    slot->size = (uint32_t)size;
+    slot->traceback = traceback;
+    return true;
+}
+
 static Py_NO_INLINE int
 add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
                  tracemalloc_block_origin origin)
@@ -252,7 +273,10 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
         }
         traceback = _PyTraceMalloc_UNKNOWN;
     }
-    int res = store_block(tstate, ptr, size, origin, traceback);
+    int res = 0;
+    if (!try_store_block(tstate, ptr, size, traceback)) {
+        res = store_block(tstate, ptr, size, origin, traceback);
+    }
     if (res == 0) {
         ts->last_block = ptr;
         ts->last_traceback = traceback;
@@ -265,25 +289,13 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
                         tracemalloc_block_origin origin)
 {
     uint32_t traceback = remembered_traceback(tstate);
-    if (traceback != _PyTraceMalloc_NO_TRACEBACK) {
+    if (traceback != _PyTraceMalloc_NO_TRACEBACK
+        && try_store_block(tstate, ptr, size, traceback))
+    {
         thread_state *ts = thread_of(tstate);
+        ts->last_block = ptr;
         ts->last_traceback = traceback;
-        tracemalloc_slot *slot = free_slot(tstate, ptr, size);
-        if (slot != NULL && _PyTraceMalloc_TryCountAdd(own_credit(tstate),
-                                                       size))
-        {
-            slot->size = (uint32_t)size;
-            slot->traceback = traceback;
-            ts->last_block = ptr;
-            return 0;
-        }
-        if (slot == NULL && size > SMALL_REQUEST_THRESHOLD
-            && _PyTraceMalloc_PageLink(tstate->interp, ptr) == NULL
-            && try_add_to_table(tstate, ptr, size, traceback))
-        {
-            ts->last_block = ptr;
-            return 0;
-        }
+        return 0;
     }
     return add_block_slowly(tstate, ptr, size, origin);
 }
@@ -322,9 +334,7 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
     uint32_t traceback;
     assert(caller->interp->tracing);
     bool must = origin == BLOCK_MOVED || origin == BLOCK_IN_PLACE;
-    if (_PyTraceMalloc_Capture(caller->tstate, !caller->attached,
-                               &traceback) < 0)
-    {
+    if (_PyTraceMalloc_Capture(caller, &traceback) < 0) {
         if (!must) {
             return -1;
         }
@@ -356,8 +366,9 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
 
 /* --- Remove ------------------------------------------------------------- */
 
+// Remove a trace that is in no slot; it is not uncounted.
 static Py_NO_INLINE void
-remove_slowly(const tracemalloc_caller *caller, bool own_table, bool uncount,
+remove_slowly(const tracemalloc_caller *caller, bool own_table,
               tracemalloc_removed *removed)
 {
     bool found = false;
@@ -367,16 +378,13 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table, bool uncount,
         found = _PyTraceMalloc_TakeFromTable(caller, tm, removed);
     }
     interp_state *main = &_PyRuntime._main_interpreter.tracemalloc;
-    if (!found && own_table && USE_CREDIT_AS_LOCK && caller->attached
+    if (!found && own_table && WITH_GIL && caller->attached
         && shares_obmalloc(tm) && main->tracing)
     {
         found = _PyTraceMalloc_TakeFromTable(caller, main, removed);
     }
     if (!found) {
-        found = _PyTraceMalloc_TakeListed(caller, false, removed);
-    }
-    if (found && uncount) {
-        _PyTraceMalloc_CountRemove(caller, removed->trace.size);
+        (void)_PyTraceMalloc_TakeListed(caller, false, removed);
     }
     errno = saved_errno;
 }
@@ -384,7 +392,7 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table, bool uncount,
 // The trace of a block of the "mem" or "object" domain is in no slot.
 static Py_NO_INLINE void
 remove_block_slowly(PyThreadState *tstate, tracemalloc_page **link,
-                    bool uncount, tracemalloc_removed *removed)
+                    tracemalloc_removed *removed)
 {
     interp_state *tm = &tstate->interp->tracemalloc;
     tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
@@ -397,11 +405,11 @@ remove_block_slowly(PyThreadState *tstate, tracemalloc_page **link,
         return;
     }
     // Without the GIL all traces in the hash table are listed.
-    bool own_table = USE_CREDIT_AS_LOCK && !in_page
+    bool own_table = WITH_GIL && !in_page
                      && (tm->tracing || shares_obmalloc(tm));
     if (own_table || may_be_listed(0, removed->trace.ptr)) {
         tracemalloc_caller caller = attached_caller(tstate);
-        remove_slowly(&caller, own_table, uncount, removed);
+        remove_slowly(&caller, own_table, removed);
     }
 }
 
@@ -412,9 +420,7 @@ try_remove_from_table(PyThreadState *tstate, uintptr_t ptr)
     interp_state *tm = &tstate->interp->tracemalloc;
     thread_state *ts = thread_of(tstate);
     tracemalloc_credit *credit = own_credit(tstate);
-    if (!USE_CREDIT_AS_LOCK || !tm->tracing
-        || !_PyTraceMalloc_EnterCredit(credit))
-    {
+    if (!WITH_GIL || !tm->tracing || !_PyTraceMalloc_EnterCredit(credit)) {
         return false;
     }
     bool done = false;
@@ -433,21 +439,26 @@ try_remove_from_table(PyThreadState *tstate, uintptr_t ptr)
 }
 
 static Py_NO_INLINE void
+uncount_slowly(PyThreadState *tstate, size_t size)
+{
+    tracemalloc_caller caller = attached_caller(tstate);
+    int saved_errno = errno;
+    _PyTraceMalloc_CountRemove(&caller, size);
+    errno = saved_errno;
+}
+
+static Py_NO_INLINE void
 free_block_slowly(PyThreadState *tstate, tracemalloc_page **link,
                   uintptr_t ptr)
 {
     thread_state *ts = thread_of(tstate);
     tracemalloc_removed removed = {.trace = {.ptr = ptr}};
-    remove_block_slowly(tstate, link, true, &removed);
+    remove_block_slowly(tstate, link, &removed);
     ts->freed_traceback = removed.trace.traceback;
     ts->freed_owner = removed.owner;
-}
-
-static Py_NO_INLINE void
-uncount_slowly(PyThreadState *tstate, size_t size)
-{
-    tracemalloc_caller caller = attached_caller(tstate);
-    _PyTraceMalloc_CountRemove(&caller, size);
+    if (removed.trace.traceback != _PyTraceMalloc_NO_TRACEBACK) {
+        uncount_slowly(tstate, removed.trace.size);
+    }
 }
 
 void
@@ -480,16 +491,16 @@ _PyTraceMalloc_RemoveBlock(PyThreadState *tstate, tracemalloc_removed *removed)
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp,
                                                       removed->trace.ptr);
     if (!take_from_slot(_PyTraceMalloc_LoadPage(link), removed)) {
-        remove_block_slowly(tstate, link, false, removed);
+        remove_block_slowly(tstate, link, removed);
     }
 }
 
 void
-_PyTraceMalloc_Remove(const tracemalloc_caller *caller, bool uncount,
+_PyTraceMalloc_Remove(const tracemalloc_caller *caller,
                       tracemalloc_removed *removed)
 {
     if (may_be_listed(removed->trace.domain, removed->trace.ptr)) {
-        remove_slowly(caller, true, uncount, removed);
+        remove_slowly(caller, true, removed);
     }
 }
 
@@ -554,13 +565,14 @@ _PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op)
         // A new object in a new block.
         return;
     }
+    tracemalloc_caller caller = attached_caller(tstate);
     tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
     if (slot == NULL || slot->traceback == _PyTraceMalloc_NO_TRACEBACK) {
         reattribute_slowly(tstate, ptr);
     }
     // Without memory it keeps the old one.
     else if (traceback != _PyTraceMalloc_NO_TRACEBACK
-             || _PyTraceMalloc_Capture(tstate, false, &traceback) == 0)
+             || _PyTraceMalloc_Capture(&caller, &traceback) == 0)
     {
         slot->traceback = traceback;
     }

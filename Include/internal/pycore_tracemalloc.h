@@ -107,8 +107,8 @@ struct _tracemalloc_runtime_state {
     tracemalloc_allocator *allocators;
     // The interpreters that trace.
     struct llist_node tracing;
-    // The last epoch given out.
-    uint64_t epoch;
+    // The last number given out as a generation or as an epoch.
+    uint64_t last_number;
     // Changes when hooks were installed or removed.  Atomic.
     uint32_t hooks_version;
     // Number of levels that have hooks, by domain.
@@ -268,13 +268,13 @@ extern void _PyTraceMalloc_FreeBlock(PyThreadState *tstate, uintptr_t ptr);
 extern void _PyTraceMalloc_RemoveBlock(
     PyThreadState *tstate, tracemalloc_removed *removed);
 
-// The same for any block.  The caller's interpreter traces in _Add().
+// The same for any block.  The caller's interpreter traces in _Add().  What
+// _Remove() removes remains counted.
 extern int _PyTraceMalloc_Add(
     const tracemalloc_caller *caller, unsigned int domain, uintptr_t ptr,
     size_t size, tracemalloc_block_origin origin);
 extern void _PyTraceMalloc_Remove(
-    const tracemalloc_caller *caller, bool uncount,
-    tracemalloc_removed *removed);
+    const tracemalloc_caller *caller, tracemalloc_removed *removed);
 
 // A block was not reallocated, whose trace was removed and is still counted:
 // put the trace back.  Needs no memory; if there is no place the trace is lost

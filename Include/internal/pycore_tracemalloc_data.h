@@ -173,8 +173,11 @@ typedef struct {
     uint64_t huge_peak;
 } tracemalloc_counters;
 
-// Add to the sum or take from it; `credit` may be NULL.  `locked`: is the
-// runtime's mutex held?
+// Add to the sum or take from it.  `locked`: is the runtime's mutex held?
+extern void _PyTraceMalloc_AddToSum(size_t size, bool locked);
+extern void _PyTraceMalloc_TakeFromSum(size_t size, bool locked);
+
+// The same with credit, where what is available does not do.
 extern void _PyTraceMalloc_CountAddSlow(
     tracemalloc_credit *credit, size_t size, bool locked);
 extern void _PyTraceMalloc_CountRemoveSlow(

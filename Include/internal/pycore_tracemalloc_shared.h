@@ -21,12 +21,11 @@ typedef struct _tracemalloc_thread_state thread_state;
 
 #define RUNTIME (&_PyRuntime.tracemalloc)
 
-// May a thread that holds the GIL, and is inside its open credit, do without
-// the mutex of its interpreter?
+// Has each interpreter a GIL, its own or that of others?
 #ifdef Py_GIL_DISABLED
-#  define USE_CREDIT_AS_LOCK 0
+#  define WITH_GIL 0
 #else
-#  define USE_CREDIT_AS_LOCK 1
+#  define WITH_GIL 1
 #endif
 
 static inline thread_state *
@@ -100,12 +99,13 @@ has_same_gil(interp_state *tm, interp_state *other)
                && shares_obmalloc(tm));
 }
 
-// For the interpreter of an attached thread, or one that has the same GIL.
+// For the interpreter of an attached thread, or one that has the same GIL: who
+// holds the GIL, and is inside its open credit, can do without the mutex.
 // Returns whether the mutex was locked.
 static inline bool
 lock_own(interp_state *tm)
 {
-#if USE_CREDIT_AS_LOCK
+#if WITH_GIL
     if (_PyTraceMalloc_EnterCredit(&tm->credit)) {
         return false;
     }
@@ -120,7 +120,7 @@ unlock_own(interp_state *tm, bool locked)
     if (locked) {
         PyMutex_Unlock(&tm->mutex);
     }
-#if USE_CREDIT_AS_LOCK
+#if WITH_GIL
     else {
         _PyTraceMalloc_LeaveCredit(&tm->credit);
     }
@@ -231,10 +231,10 @@ site_of(thread_state *ts, const void *instr)
     return &ts->sites[(uintptr_t)instr / 4 % _PyTraceMalloc_NUM_SITES];
 }
 
-// The traceback of a thread, which is the calling one; UNKNOWN if `tstate` is
-// NULL.  -1 if there is no memory.
+// The traceback of the calling thread; UNKNOWN if it is stateless.  -1 if
+// there is no memory.
 extern int _PyTraceMalloc_Capture(
-    PyThreadState *tstate, bool locked, uint32_t *id);
+    const tracemalloc_caller *caller, uint32_t *id);
 
 // Free what a thread remembers, with the runtime's mutex held.
 extern void _PyTraceMalloc_CaptureFree(

@@ -594,8 +594,9 @@ class HeldUpQueryTests(FaultsBase):
                      globals())
 
             def get_all():
-                return [trace for trace in tracemalloc._get_traces()
-                        if trace[1] == OLD]
+                # In no order: the hash table may be resized between two.
+                return sorted(trace for trace in tracemalloc._get_traces()
+                              if trace[1] == OLD)
 
             def meanwhile():
                 for i in range(20_000):
