@@ -2,9 +2,9 @@
 
 FOLDER is a CPython tree with the series applied, or this checkout, whose
 folders hold the files that the series owns.  Prints the lines of the product (C
-and headers that go into the interpreter), the longest files and functions, the
-exported functions and the tests, each with its limit.  Exit status 1 if a limit
-is exceeded.
+and headers that go into the interpreter), the longest files, functions and
+patch, the exported functions and the tests, each with its limit.  Exit status 1
+if a limit is exceeded.
 """
 
 import pathlib
@@ -24,6 +24,7 @@ MAX_FILE = 600
 MAX_FUNCTION = 60
 MAX_MAIN_HEADER = 450
 MAX_TEST = 800
+MAX_PATCH = 1500
 
 
 def find(folder, patterns):
@@ -45,6 +46,18 @@ def functions(text):
             name = None
         elif line.endswith(';') and name and not line.startswith((' ', '{')):
             name = None
+
+
+def added_to_product(patch):
+    """Count the lines of C that a patch adds, but for tests and generated."""
+    count, counted = 0, False
+    for line in patch.read_text().splitlines():
+        if line.startswith('+++ '):
+            counted = (line.endswith(('.c', '.h'))
+                       and not re.search(r'/clinic/|_cases\.c\.h|_test', line))
+        elif line.startswith('+') and counted:
+            count += 1
+    return count
 
 
 class Report:
@@ -76,6 +89,12 @@ def main(folder):
                       if path.suffix == '.c'
                       for name, lines in functions(text))
     report.line(f'longest function, {name}()', lines, MAX_FUNCTION)
+    patches = {patch: added_to_product(patch)
+               for patch in folder.glob('patches/*.patch')}
+    if patches:
+        longest = max(patches, key=patches.get)
+        report.line(f'longest patch, {longest.name[:4]}, added C',
+                    patches[longest], MAX_PATCH)
     report.line('exported functions (PyAPI_FUNC)',
                 sum(text.count('\nPyAPI_FUNC(') for text in texts.values()))
     tests = {path: len(path.read_text().splitlines())
