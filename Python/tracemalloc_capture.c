@@ -279,7 +279,7 @@ remember(thread_state *ts, _PyInterpreterFrame *frame, uint32_t callers)
 
 // One walk: what it depends on and what it has found.
 typedef struct {
-    tracemalloc_capture *capture;
+    thread_state *ts;
     bool by_depth;                // are callers just a number of frames?
     size_t nframe;                // frames passed
     size_t nkept;                 // of these in `frames` of the capture
@@ -291,7 +291,7 @@ typedef struct {
 static void
 walk_frames(frame_walk *walk, _PyInterpreterFrame *frame)
 {
-    tracemalloc_capture *capture = walk->capture;
+    tracemalloc_capture *capture = walk->ts->capture;
     size_t n = 0;
     for (; frame != NULL; n++) {
         const activation *known = find_activation(capture, frame);
@@ -311,24 +311,22 @@ walk_frames(frame_walk *walk, _PyInterpreterFrame *frame)
 
 // Walk, and make room for the nodes that come of it.
 static void
-walk_with_room(frame_walk *walk, interp_state *tm, thread_state *ts,
-               _PyInterpreterFrame *frame)
+walk_with_room(frame_walk *walk, interp_state *tm, _PyInterpreterFrame *frame)
 {
     while (true) {
-        walk->capture = ts->capture;
+        tracemalloc_capture *capture = walk->ts->capture;
         walk_frames(walk, frame);
         // One for the end, one for older frames, one for the traceback.
         size_t need = walk->by_depth ? 1 : walk->nkept + 3;
-        bool has_room = walk->capture->nnodes + need
-                        <= walk->capture->max_nodes;
+        bool has_room = capture->nnodes + need <= capture->max_nodes;
         if (has_room && walk->nkept == walk->nframe) {
             return;
         }
-        if (!grow_capture(tm, ts)) {
+        if (!grow_capture(tm, walk->ts)) {
             if (has_room) {
                 return;
             }
-            forget(walk->capture);
+            forget(capture);
         }
     }
 }
@@ -341,15 +339,16 @@ add_caller(const frame_walk *walk, _PyInterpreterFrame *frame,
     if (walk->by_depth) {
         return callers + 1;
     }
-    size_t depth = depth_of(walk->capture, false, callers) + 1;
-    return find_node(walk->capture, frame, callers, depth);
+    tracemalloc_capture *capture = walk->ts->capture;
+    size_t depth = depth_of(capture, false, callers) + 1;
+    return find_node(capture, frame, callers, depth);
 }
 
 // Give each frame of a walk its callers.  Returns those of the first one.
 static uint32_t
-find_callers(const frame_walk *walk, thread_state *ts)
+find_callers(const frame_walk *walk)
 {
-    tracemalloc_capture *capture = ts->capture;
+    tracemalloc_capture *capture = walk->ts->capture;
     uint32_t callers = 0;
     if (walk->end != NULL) {
         callers = walk->end_callers;
@@ -365,7 +364,7 @@ find_callers(const frame_walk *walk, thread_state *ts)
                   : add_anonymous_node(capture, depth);
     }
     for (size_t i = walk->nkept; i-- > 0; ) {
-        remember(ts, capture->frames[i], callers);
+        remember(walk->ts, capture->frames[i], callers);
         if (i > 0) {
             callers = add_caller(walk, capture->frames[i], callers);
         }
@@ -421,10 +420,10 @@ capture_frame(const tracemalloc_caller *caller, _PyInterpreterFrame *frame,
     if (refresh_capture(caller, ts) < 0) {
         return -1;
     }
-    frame_walk walk = {.by_depth = tm->max_nframe == 1};
-    walk_with_room(&walk, tm, ts, frame);
-    uint32_t callers = find_callers(&walk, ts);
-    if (find_traceback(walk.capture, tm, frame, callers, id) < 0) {
+    frame_walk walk = {.ts = ts, .by_depth = tm->max_nframe == 1};
+    walk_with_room(&walk, tm, frame);
+    uint32_t callers = find_callers(&walk);
+    if (find_traceback(ts->capture, tm, frame, callers, id) < 0) {
         return -1;
     }
     *site_of(ts, frame->instr_ptr) = (tracemalloc_site){

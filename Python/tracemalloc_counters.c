@@ -237,6 +237,12 @@ has_huge(void)
     return _Py_atomic_load_uint64_relaxed(&COUNTERS->huge_units) > 0;
 }
 
+static bool
+is_among_huge(size_t size)
+{
+    return size >= HUGE_SIZE || has_huge();
+}
+
 static uint64_t
 total(void)
 {
@@ -385,7 +391,7 @@ add_to_word(size_t size, bool locked)
 void
 _PyTraceMalloc_AddToSum(size_t size, bool locked)
 {
-    if (size >= HUGE_SIZE || has_huge()) {
+    if (is_among_huge(size)) {
         count_among_huge(size, true, locked);
     }
     else {
@@ -396,7 +402,7 @@ _PyTraceMalloc_AddToSum(size_t size, bool locked)
 void
 _PyTraceMalloc_TakeFromSum(size_t size, bool locked)
 {
-    if (size >= HUGE_SIZE || has_huge()) {
+    if (is_among_huge(size)) {
         count_among_huge(size, false, locked);
     }
     else {
@@ -408,7 +414,7 @@ void
 _PyTraceMalloc_CountAddSlow(tracemalloc_credit *credit, size_t size,
                             bool locked)
 {
-    if (size >= HUGE_SIZE || has_huge()) {
+    if (is_among_huge(size)) {
         count_among_huge(size, true, locked);
         return;
     }
@@ -427,7 +433,7 @@ void
 _PyTraceMalloc_CountRemoveSlow(tracemalloc_credit *credit, size_t size,
                                bool locked)
 {
-    if (size >= HUGE_SIZE || has_huge()) {
+    if (is_among_huge(size)) {
         count_among_huge(size, false, locked);
         return;
     }

@@ -96,8 +96,7 @@ _PyMem_DumpTraceback(int fd, const void *ptr)
 {
     bool found = false;
     PyThreadState *tstate = _PyThreadState_GET();
-    interp_state *own = tstate != NULL ? &tstate->interp->tracemalloc
-                        : &_PyRuntime._main_interpreter.tracemalloc;
+    interp_state *own = interp_of(tstate);
     if (!is_idle()) {
         if (!lock_for_dump(&RUNTIME->mutex)) {
             return;

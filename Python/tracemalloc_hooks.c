@@ -37,13 +37,6 @@ detached_tstate(void)
     return PyGILState_GetThisThreadState();
 }
 
-static interp_state *
-interp_of(PyThreadState *tstate)
-{
-    return tstate != NULL ? &tstate->interp->tracemalloc
-           : &_PyRuntime._main_interpreter.tracemalloc;
-}
-
 void
 _PyTraceMalloc_BeginCall(tracemalloc_caller *caller)
 {

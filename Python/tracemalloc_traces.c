@@ -69,19 +69,17 @@ own_slot(interp_state *tm, tracemalloc_page **link, uintptr_t ptr,
         page = _PyTraceMalloc_MakePage(as_interp(tm), link, ptr);
         PyMutex_Unlock(&tm->mutex);
     }
-    if (!_PyTraceMalloc_HasSlots(page) || page->owner != tm) {
-        return NULL;
-    }
-    return _PyTraceMalloc_SlotAt(page, ptr);
+    return _PyTraceMalloc_OwnSlot(as_interp(tm), page, ptr);
 }
 
 
 // The slot of a block of the caller's own interpreter, if that is where its
 // trace is to go and there is none; else NULL.
 static inline Py_ALWAYS_INLINE tracemalloc_slot *
-free_slot(PyThreadState *tstate, uintptr_t ptr, size_t size)
+free_slot(PyThreadState *tstate, tracemalloc_page *page, uintptr_t ptr,
+          size_t size)
 {
-    tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
+    tracemalloc_slot *slot = _PyTraceMalloc_OwnSlot(tstate->interp, page, ptr);
     if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK
         || size > UINT32_MAX
         || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0)
@@ -115,11 +113,11 @@ remembered_traceback(PyThreadState *tstate)
     return site->traceback;
 }
 
+// Capture, unless `id` is what remembered_traceback() has found.
 static inline int
 capture(PyThreadState *tstate, uint32_t *id)
 {
     tracemalloc_caller caller = attached_caller(tstate);
-    *id = remembered_traceback(tstate);
     return *id != _PyTraceMalloc_NO_TRACEBACK ? 0
            : _PyTraceMalloc_Capture(&caller, id);
 }
@@ -242,13 +240,15 @@ static inline Py_ALWAYS_INLINE bool
 try_store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
                 uint32_t traceback)
 {
-    tracemalloc_slot *slot = free_slot(tstate, ptr, size);
-    if (slot == NULL) {
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
+    if (link == NULL) {
         return size > SMALL_REQUEST_THRESHOLD
-               && _PyTraceMalloc_PageLink(tstate->interp, ptr) == NULL
                && try_add_to_table(tstate, ptr, size, traceback);
     }
-    if (!_PyTraceMalloc_TryCountAdd(own_credit(tstate), size)) {
+    tracemalloc_slot *slot = free_slot(
+        tstate, _PyTraceMalloc_LoadPage(link), ptr, size);
+    if (slot == NULL || !_PyTraceMalloc_TryCountAdd(own_credit(tstate), size))
+    {
         return false;
     }
     slot->size = (uint32_t)size;
@@ -258,25 +258,28 @@ try_store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
 
 static Py_NO_INLINE int
 add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
-                 tracemalloc_block_origin origin)
+                 tracemalloc_block_origin origin, uint32_t traceback)
 {
     thread_state *ts = thread_of(tstate);
-    uint32_t traceback;
     ts->last_block = 0;
     // The allocator below may have let another thread stop tracing.
     if (!tstate->interp->tracemalloc.tracing) {
         return 0;
     }
-    if (capture(tstate, &traceback) < 0) {
-        if (origin == BLOCK_NEW) {
+    bool stored = false;
+    if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
+        if (capture(tstate, &traceback) == 0) {
+            stored = try_store_block(tstate, ptr, size, traceback);
+        }
+        else if (origin == BLOCK_NEW) {
             return -1;
         }
-        traceback = _PyTraceMalloc_UNKNOWN;
+        else {
+            traceback = _PyTraceMalloc_UNKNOWN;
+        }
     }
-    int res = 0;
-    if (!try_store_block(tstate, ptr, size, traceback)) {
-        res = store_block(tstate, ptr, size, origin, traceback);
-    }
+    int res = stored ? 0
+              : store_block(tstate, ptr, size, origin, traceback);
     if (res == 0) {
         ts->last_block = ptr;
         ts->last_traceback = traceback;
@@ -297,7 +300,7 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
         ts->last_traceback = traceback;
         return 0;
     }
-    return add_block_slowly(tstate, ptr, size, origin);
+    return add_block_slowly(tstate, ptr, size, origin, traceback);
 }
 
 // Remove the trace of a block that the caller may not own; it is not
@@ -519,17 +522,9 @@ _PyTraceMalloc_RemoveAnywhere(const tracemalloc_caller *caller,
 
 // The trace is in the hash table, or another interpreter has it.
 static Py_NO_INLINE void
-reattribute_slowly(PyThreadState *tstate, uintptr_t ptr)
+reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
 {
-    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
-    if (link != NULL && _PyTraceMalloc_LoadPage(link) == NULL
-        && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0)
-    {
-        // It was allocated before tracing began.
-        return;
-    }
     tracemalloc_removed removed = {.trace = {.ptr = ptr}};
-    uint32_t traceback;
     _PyTraceMalloc_RemoveBlock(tstate, &removed);
     if (removed.trace.traceback == _PyTraceMalloc_NO_TRACEBACK) {
         return;
@@ -565,15 +560,19 @@ _PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op)
         // A new object in a new block.
         return;
     }
-    tracemalloc_caller caller = attached_caller(tstate);
-    tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
-    if (slot == NULL || slot->traceback == _PyTraceMalloc_NO_TRACEBACK) {
-        reattribute_slowly(tstate, ptr);
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
+    tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
+    tracemalloc_slot *slot = _PyTraceMalloc_OwnSlot(tstate->interp, page, ptr);
+    if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
+        // Without memory it keeps the old one.
+        if (capture(tstate, &traceback) == 0) {
+            slot->traceback = traceback;
+        }
     }
-    // Without memory it keeps the old one.
-    else if (traceback != _PyTraceMalloc_NO_TRACEBACK
-             || _PyTraceMalloc_Capture(&caller, &traceback) == 0)
+    // If its page has neither slots nor a mark, tracing began after it.
+    else if (link == NULL || page != NULL
+             || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0)
     {
-        slot->traceback = traceback;
+        reattribute_slowly(tstate, ptr, traceback);
     }
 }

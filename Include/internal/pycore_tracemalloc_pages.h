@@ -72,17 +72,23 @@ _PyTraceMalloc_SlotAt(tracemalloc_page *page, uintptr_t ptr)
     return &page->slots[i];
 }
 
-// The slot of a block in a page whose slots this interpreter has; or NULL.
+// The slot of a block in this page, if the interpreter has the slots; or NULL.
 static inline tracemalloc_slot *
-_PyTraceMalloc_FindSlot(PyInterpreterState *interp, uintptr_t ptr)
+_PyTraceMalloc_OwnSlot(PyInterpreterState *interp, tracemalloc_page *page,
+                       uintptr_t ptr)
 {
-    tracemalloc_page *page = _PyTraceMalloc_LoadPage(
-        _PyTraceMalloc_PageLink(interp, ptr));
     if (!_PyTraceMalloc_HasSlots(page) || page->owner != &interp->tracemalloc)
     {
         return NULL;
     }
     return _PyTraceMalloc_SlotAt(page, ptr);
+}
+
+static inline tracemalloc_slot *
+_PyTraceMalloc_FindSlot(PyInterpreterState *interp, uintptr_t ptr)
+{
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(interp, ptr);
+    return _PyTraceMalloc_OwnSlot(interp, _PyTraceMalloc_LoadPage(link), ptr);
 }
 
 // The trace of a block in this page goes to the hash table.

@@ -34,6 +34,14 @@ thread_of(PyThreadState *tstate)
     return &((_PyThreadStateImpl *)tstate)->tracemalloc;
 }
 
+// The interpreter of a thread state; without one the main interpreter.
+static inline interp_state *
+interp_of(PyThreadState *tstate)
+{
+    return tstate != NULL ? &tstate->interp->tracemalloc
+           : &_PyRuntime._main_interpreter.tracemalloc;
+}
+
 // Does no interpreter trace?
 static inline bool
 is_idle(void)

@@ -15,7 +15,8 @@ from test import support
 
 # What is rare is in other functions.
 FUNCTIONS = """
-    mem_malloc0 mem_calloc0 mem_free0 obj_malloc0 obj_calloc0 obj_free0
+    mem0_malloc mem0_calloc mem0_free obj0_malloc obj0_calloc obj0_free
+    call_attached
     trace_ref
     _PyTraceMalloc_AddBlock _PyTraceMalloc_FreeBlock
     _PyTraceMalloc_Reattribute

@@ -127,6 +127,19 @@ top_free(void *ctx, void *ptr)
     alloc->free(alloc->ctx, ptr);
 }
 
+// An allocator that passes all calls on to this one.
+static PyMemAllocatorEx
+top_of(PyMemAllocatorEx *alloc)
+{
+    return (PyMemAllocatorEx){
+        .ctx = alloc,
+        .malloc = top_malloc,
+        .calloc = top_calloc,
+        .realloc = top_realloc,
+        .free = top_free,
+    };
+}
+
 PyDoc_STRVAR(set_on_top_doc,
 "tracemalloc_set_on_top(domain, allocator)\n"
 "--\n\n"
@@ -143,13 +156,7 @@ tracemalloc_set_on_top(PyObject *self, PyObject *args)
     {
         return NULL;
     }
-    PyMemAllocatorEx top = {
-        .ctx = alloc,
-        .malloc = top_malloc,
-        .calloc = top_calloc,
-        .realloc = top_realloc,
-        .free = top_free,
-    };
+    PyMemAllocatorEx top = top_of(alloc);
     PyMem_SetAllocator(domain, &top);
     Py_RETURN_NONE;
 }
@@ -209,13 +216,10 @@ tracemalloc_set_caching(PyObject *self, PyObject *Py_UNUSED(args))
         return NULL;
     }
     PyMem_GetAllocator(PYMEM_DOMAIN_RAW, alloc);
-    PyMemAllocatorEx top = {
-        .ctx = alloc,
-        .malloc = caching_malloc,
-        .calloc = top_calloc,
-        .realloc = caching_realloc,
-        .free = caching_free,
-    };
+    PyMemAllocatorEx top = top_of(alloc);
+    top.malloc = caching_malloc;
+    top.realloc = caching_realloc;
+    top.free = caching_free;
     PyMem_SetAllocator(PYMEM_DOMAIN_RAW, &top);
     Py_RETURN_NONE;
 }
