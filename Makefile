@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # CPython's own make is told its number of jobs by JOBS, not by this one.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-.PHONY: demo tree build test oracle model bench traces stock patch export check-series proof proof-list proof-summary clean help
+.PHONY: demo tree build test oracle model bench traces packages stock patch export check-series proof proof-list proof-summary clean help
 
 demo:
 	@STEPS=5 scripts/tree.sh
@@ -44,6 +44,9 @@ bench:
 traces:
 	@scripts/bench.sh traces
 
+packages:
+	@scripts/packages.sh
+
 stock:
 	@STEPS=3 scripts/build.sh stock
 
@@ -78,6 +81,8 @@ help:
 	@echo "make model         check the model of the counters with SPIN (QUICK=1: 2 min)"
 	@echo "make bench         compare with stock: build/bench/table.md, *.svg (QUICK=1: 2 min)"
 	@echo "make traces        do stock and patched leave the same traces behind?"
+	@echo "make packages      Debian's numpy, lxml, gevent... with stock and patched: build/packages/"
+	@echo "                   table.md (root only; makes a user space of Debian 13, 1.5 GB)"
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
 	@echo "make patch         build/tracemalloc-3.13.5.patch, for the release tarball and patch -p1"
 	@echo "make export        commits of build/cpython -> patches/ and the folders"

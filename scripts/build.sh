@@ -8,6 +8,8 @@
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/stock.sh
+. "$ROOT/scripts/stock.sh"
 
 CONFIG=${CONFIG:-release}
 check_config "$CONFIG"
@@ -18,20 +20,10 @@ src=$TREE
 dir=$BUILD/$CONFIG
 name=$CONFIG
 if [ "${1:-}" = stock ]; then
-    src=$BUILD/stock-src
+    src=$STOCK
     dir=$BUILD/stock-$CONFIG
     name=stock-$CONFIG
-    step "unpatched source (CPython $VERSION)"
-    if [ "$(g -C "$src" rev-parse -q --verify 'HEAD^{tree}' 2>/dev/null)" = "$PRISTINE_TREE" ] &&
-        [ -z "$(g -C "$src" status --porcelain)" ]; then
-        step_done present
-    else
-        make_tmp
-        "$ROOT/scripts/import.sh" "$tmp/stock" || give_up
-        if [ -e "$src" ]; then mv "$src" "$tmp/old"; fi
-        mv -T "$tmp/stock" "$src"
-        step_done verified
-    fi
+    stock_source
 fi
 
 # shellcheck source=scripts/options.sh

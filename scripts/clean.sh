@@ -25,6 +25,8 @@ for path in "$BUILD"/* "$BUILD"/.tmp.*; do
     case $path in
     "$CACHE") ;;
     "$TREE") if [ -z "${KEEP_TREE:-}" ]; then rm -rf "$path"; fi ;;
-    *) rm -rf "$path" ;;
+    # The user space of 'make packages' has nothing mounted in it that can be
+    # seen here; should there be something, it is not to be emptied.
+    *) rm -rf --one-file-system "$path" ;;
     esac
 done

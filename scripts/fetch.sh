@@ -12,6 +12,8 @@
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/debian.sh
+. "$ROOT/scripts/debian.sh"
 
 dest=$1
 need git tar sha256sum
@@ -113,59 +115,16 @@ from_user() {
     canonical "$dest"
 }
 
-# The machine's own Debian mirror: of its apt sources the first http(s) entry
-# with a plain release suite and component main.
-debian_mirror() {
-    local file
-    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-        if [ -f "$file" ]; then
-            sed -n 's/^[[:space:]]*deb\(-src\)\{0,1\}[[:space:]]\{1,\}\(\[[^]]*\][[:space:]]*\)\{0,1\}//p' "$file"
-        fi
-    done
-    for file in /etc/apt/sources.list.d/*.sources; do
-        if [ -f "$file" ]; then
-            # One stanza to one line 'URI SUITE COMPONENT...' a pair of URI and suite.
-            awk 'function out(  i, j, u, s, n, m) {
-                     n = split(uris, u); m = split(suites, s)
-                     if (tolower(enabled) !~ /^(no|false|0)$/)
-                         for (i = 1; i <= n; i++) for (j = 1; j <= m; j++) print u[i], s[j], comps
-                     uris = suites = comps = enabled = key = ""
-                 }
-                 /^#/ { next }
-                 /^[[:space:]]*$/ { out(); next }
-                 /^[[:space:]]/ { value = $0; add(); next }
-                 function add() {
-                     if (key == "uris") uris = uris " " value
-                     else if (key == "suites") suites = suites " " value
-                     else if (key == "components") comps = comps " " value
-                     else if (key == "enabled") { enabled = value; gsub(/[[:space:]]/, "", enabled) }
-                 }
-                 { key = tolower($0); sub(/:.*/, "", key); value = $0; sub(/^[^:]*:/, "", value); add() }
-                 END { out() }' "$file"
-        fi
-    done
-}
-
-pick_mirror() {
-    debian_mirror | awk '
-        $1 ~ /^https?:\/\// && $1 ~ /\/debian\/?$/ && $2 !~ /security|updates|backports|proposed|\/$/ {
-            for (i = 3; i <= NF; i++) if ($i == "main") { print $1; exit }
-        }'
-}
-
 # from_debian: put the verified release tarball into the cache.
 from_debian() {
-    local uri apt=$tmp/apt file suite package key=""
+    local uri apt=$tmp/apt file suite package key
     command -v apt-get >/dev/null 2>&1 || { echo "no apt-get here" >>"$LOG"; return 1; }
     uri=$(pick_mirror)
     [ -n "$uri" ] || { echo "no Debian mirror among the apt sources" >>"$LOG"; return 1; }
-    file=/usr/share/keyrings/debian-archive-keyring
-    if [ -f "$file.gpg" ]; then key="[signed-by=$file.gpg] "
-    elif [ -f "$file.pgp" ]; then key="[signed-by=$file.pgp] "
-    fi
+    key=$(debian_keyring)
     mkdir -p "$apt"/{lists/partial,cache/archives/partial,download}
     for suite in $SUITES; do
-        printf 'deb-src %s%s %s main\n' "$key" "$uri" "$suite"
+        printf 'deb-src %s%s %s main\n' "${key:+[signed-by=$key] }" "$uri" "$suite"
     done > "$apt/sources.list"
     # Read after the machine's own apt.conf (which may name a proxy); nothing
     # outside $apt is written and none of its hooks is run.

@@ -15,8 +15,8 @@ import shutil
 import sys
 
 from proof_builds import (
-    BUILDS, JOBS, PROOF, ROOT, STOCK, TREE, Failed, NotRun, export_source,
-    git, output, run, source_id, write)
+    BUILD, BUILDS, JOBS, PROOF, ROOT, STOCK, TREE, Failed, NotRun,
+    export_source, git, output, run, source_id, write)
 
 HERE = pathlib.Path(__file__).resolve().parent
 OWN_TESTS = ('test_tracemalloc', 'test_tracemalloc_concurrent',
@@ -589,6 +589,30 @@ class Command(Step):
         return result
 
 
+class Packages(Step):
+    """What was compiled for stock, in a user space that has its own builds."""
+
+    files = ('packages.sh', 'packages', 'debian.sh', 'options.sh')
+
+    def do(self):
+        status = run([HERE / 'packages.sh'], self.log)
+        if status == 2:
+            lines = self.log.read_text(errors='replace').splitlines()
+            raise NotRun(lines[-1].removeprefix('error: '))
+        # They are removed before anything else is done.
+        results = BUILD / 'packages' / 'results.json'
+        try:
+            found = json.loads(results.read_text())
+        except OSError:
+            raise Failed(f'exit status {status}, {self.where()}') from None
+        result = Result(found['passed'], found['failed'], found['skipped'],
+                        found['failures'])
+        shared = len(found['shared'])
+        if shared:
+            result.note = f'of the skipped {shared} fail with stock as well'
+        return result
+
+
 class Compiler(Tests):
     """Another compiler: no new warning, and the tests pass."""
 
@@ -784,6 +808,12 @@ def differential():
                 frames=frames, scripts=scripts)
 
 
+def packages():
+    yield Packages('packages', 'packages', [],
+                   "Debian's packages, compiled for stock, and tests of "
+                   "greenlet's and numpy's")
+
+
 def storms():
     configs = ('release', 'debug', 'freethreaded', 'freethreaded-debug',
                'asan', 'tsan', 'freethreaded-tsan')
@@ -837,5 +867,5 @@ def compilers():
 
 def all_steps():
     return [step for group in (
-        differential, suites, sanitizers, refleaks, storms, pure_parts,
-        compilers) for step in group()]
+        differential, packages, suites, sanitizers, refleaks, storms,
+        pure_parts, compilers) for step in group()]
