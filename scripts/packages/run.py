@@ -81,8 +81,8 @@ class Build:
 
 
 def before_exec():
-    # A shell's job may ignore it.  And with a function to call, the process
-    # is forked, and its peak RSS is not that of this one at the least.
+    # A shell's job may ignore it.  And to call a function the process is
+    # forked; after vfork() its peak RSS would be this one's at the least.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
