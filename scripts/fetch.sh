@@ -12,8 +12,8 @@
 
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-# shellcheck source=scripts/debian.sh
-. "$ROOT/scripts/debian.sh"
+# shellcheck source=scripts/mirror.sh
+. "$ROOT/scripts/mirror.sh"
 
 dest=$1
 need git tar sha256sum

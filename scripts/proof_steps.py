@@ -592,7 +592,7 @@ class Command(Step):
 class Packages(Step):
     """What was compiled for stock, in a user space that has its own builds."""
 
-    files = ('packages.sh', 'packages', 'debian.sh', 'options.sh')
+    files = ('packages.sh', 'packages', 'system.sh', 'options.sh')
 
     def do(self):
         status = run([HERE / 'packages.sh'], self.log)
