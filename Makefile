@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # CPython's own make is told its number of jobs by JOBS, not by this one.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-.PHONY: demo tree build test oracle model bench traces packages stock patch export check-series proof proof-list proof-summary clean help
+.PHONY: demo tree build test oracle model bench traces packages debian stock patch export check-series proof proof-list proof-summary clean help
 
 demo:
 	@STEPS=5 scripts/tree.sh
@@ -47,6 +47,9 @@ traces:
 packages:
 	@scripts/packages.sh
 
+debian:
+	@scripts/debian.sh
+
 stock:
 	@STEPS=3 scripts/build.sh stock
 
@@ -83,6 +86,8 @@ help:
 	@echo "make traces        do stock and patched leave the same traces behind?"
 	@echo "make packages      Debian's numpy, lxml, gevent... with stock and patched: build/packages/"
 	@echo "                   table.md (root only; makes a user space of Debian 13, 1.5 GB)"
+	@echo "make debian        Debian 13's package python3.13 with the series: build/debian/*.deb"
+	@echo "                   (root only; most of an hour)"
 	@echo "make stock         build unpatched CPython in build/stock-CONFIG"
 	@echo "make patch         build/tracemalloc-3.13.5.patch, for the release tarball and patch -p1"
 	@echo "make export        commits of build/cpython -> patches/ and the folders"

@@ -134,8 +134,10 @@ JOBS=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 
 tmp=
 
-# make_tmp: make $tmp a directory build/.tmp.XXXXXX, removed on any exit.
+# make_tmp: make $tmp a directory build/.tmp.XXXXXX, removed on any exit and when
+# another one is made.
 make_tmp() {
+    if [ -n "$tmp" ]; then rm -rf "$tmp"; fi
     mkdir -p "$BUILD"
     tmp=$(mktemp -d "$BUILD/.tmp.XXXXXX")
 }

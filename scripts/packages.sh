@@ -83,7 +83,7 @@ STEP_NO=2
 stock_source
 make_system
 # shellcheck disable=SC2086
-add_packages packages "Debian's packages" install $INSTALL
+add_packages "Debian's packages" install $INSTALL
 mkdir -p "$WORK"
 config_options "$CONFIG"
 build stock stock "$STOCK"

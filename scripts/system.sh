@@ -27,8 +27,13 @@ apart() {
 # The shell stays as process 1, for only such a one ends children of others.
 # shellcheck disable=SC2016 # it is for the inner shell
 ENTER='set -e
-system=$1
-shift
+system=$1 layer=$2 below=${3:+$3/upper:}
+shift 3
+if [ -n "$layer" ]; then
+    mkdir -p "$layer"/{upper,work,root}
+    mount -t overlay -o "lowerdir=$below$system,upperdir=$layer/upper,workdir=$layer/work" overlay "$layer/root"
+    system=$layer/root
+fi
 mount -t proc proc "$system/proc"
 while [ "$1" != -- ]; do
     IFS=: read -r from to mode <<<"$1"
@@ -44,9 +49,10 @@ chroot "$system" /usr/bin/env -i PATH=/usr/sbin:/usr/bin HOME=/root LC_ALL=C.UTF
 exit "$status"'
 
 # inside [FROM:TO[:ro]...] -- COMMAND...: run it in the user space, where the
-# folders FROM of this machine are seen as TO.
+# folders FROM of this machine are seen as TO.  If LAYER is set, what it changes
+# in the user space itself goes to that folder, with LAYER_BELOW in between.
 inside() {
-    apart bash -c "$ENTER" inside "$SYSTEM" "$@"
+    apart bash -c "$ENTER" inside "$SYSTEM" "${LAYER:-}" "${LAYER_BELOW:-}" "$@"
 }
 
 # need_root TARGET: stop where a user space can not be made.
@@ -84,20 +90,23 @@ make_system() {
     step_done made
 }
 
-# add_packages NAME TEXT WORD...: a step that has apt-get do WORD... in the user
-# space, unless it did just that before.
+# add_packages TEXT WORD...: a step that has apt-get do WORD... in the user space,
+# or in LAYER, unless it did that before.
 add_packages() {
-    local name=$1 text=$2 log=$LOGS/system-$1.log
-    shift 2
-    step "$text"
-    if [ "$(cat "$SYSTEM/.$name" 2>/dev/null)" = "$*" ]; then
+    local made=${LAYER:-$SYSTEM}/.packages log=$LOGS/system-packages.log what
+    step "$1"
+    shift
+    what="$*${LAYER:+ $(sha256sum < "$SYSTEM/var/lib/dpkg/status")}"
+    if [ "$(cat "$made" 2>/dev/null)" = "$what" ]; then
         step_done "installed before"
         return
     fi
+    # One over something else is of no use any more.
+    if [ -n "${LAYER:-}" ]; then rm -rf "$LAYER"; mkdir -p "$LAYER"; fi
     # The first is for what an interrupted run has left.
     inside -- sh -c 'dpkg --configure -a && apt-get -q update && apt-get -q -y --no-install-recommends "$@" && apt-get clean' \
         sh "$@" >"$log" 2>&1 ||
         die_log "$log" "apt-get could not install this in the user space; look at the lines above, and run the same again"
-    printf '%s\n' "$*" > "$SYSTEM/.$name"
+    printf '%s\n' "$what" > "$made"
     step_done installed
 }
