@@ -28,6 +28,11 @@ at_work() {
     inside "$WORK:/work" "$ROOT/scripts:/scripts:ro" -- env -C /work DEB_BUILD_OPTIONS="$OPTIONS" DEB_BUILD_PROFILES="${PROFILES/,/ }" "$@"
 }
 
+# prepared: what an interrupted run was about, which is then gone on with.
+prepared() {
+    { patches_hash; tree_head; echo "$OPTIONS $PROFILES"; cat "$ROOT/scripts/quilt.sh"; } | sha256sum
+}
+
 fetch_source() {
     local log=$LOGS/debian-source.log
     step "Debian's source package"
@@ -79,12 +84,24 @@ add_series() {
 build() {
     local log=$LOGS/debian-build.log part
     step "dpkg-buildpackage ($JOBS jobs, most of an hour)"
-    at_work env -C python dpkg-buildpackage -B -uc -us 2>&1 | tee "$log" |
+    if [ "$(cat "$WORK/.building" 2>/dev/null)" = "$(prepared)" ]; then
+        set -- -nc
+        note "goes on where it was interrupted"
+    else
+        : > "$log"
+        prepared > "$WORK/.building"
+    fi
+    at_work env -C python dpkg-buildpackage -B -uc -us "$@" 2>&1 | tee -a "$log" |
         sed -un 's,^touch stamps/stamp-\(build-.*\|install\)$,\1,p' | while IFS= read -r part; do
             note "$part, $((SECONDS - STEP_START)) s"
-        done || die_log "$log" "the packages cannot be built"
+        done || {
+            # Whatever is half-written is not to be gone on with.
+            rm -f "$WORK/.building"
+            die_log "$log" "the packages cannot be built"
+        }
     rm -rf "$OUT"
     mkdir -p "$OUT"
+    rm "$WORK/.building"
     find "$WORK" -maxdepth 1 -type f -exec mv -t "$OUT" {} +
     mv -T "$WORK/series" "$OUT/patches"
     step_done "$(find "$OUT" -name '*.deb' | wc -l) packages"
@@ -124,8 +141,12 @@ STEP=$STEP_NO STEPS=$STEPS "$ROOT/scripts/tree.sh" || give_up
 STEP_NO=2
 make_system
 add_packages "what python3.13 is built with" build-dep -P "$PROFILES" --arch-only python3.13
-fetch_source
-add_series
+if [ "$(cat "$WORK/.building" 2>/dev/null)" = "$(prepared)" ]; then
+    STEP_NO=$((STEP_NO + 2))
+else
+    fetch_source
+    add_series
+fi
 build
 check
 rm -rf "$WORK"

@@ -55,8 +55,11 @@ build() {
             >>"$log" 2>&1 || die_log "$log" "configure failed for $2 in the user space; look at the lines above"
         printf '%s\n' "$want" > "$dir/.configured"
     fi
-    here make -C "/work/$CONFIG-$1" -j"$JOBS" >>"$log" 2>&1 ||
+    here make -C "/work/$CONFIG-$1" -j"$JOBS" >>"$log" 2>&1 || {
+        # Whatever an interrupted run has half-written is not to be used again.
+        rm -f "$dir/.configured"
         die_log "$log" "the build of $2 in the user space failed; repair the source and run make again"
+    }
     step_done
 }
 
