@@ -34,5 +34,7 @@ def main(n):
     near.close()
     far.close()
     # It has a copy of its C stack, as large as the frames of that compiler.
-    gevent.get_hub().destroy()
+    hub = gevent.get_hub()
+    hub.destroy()
+    hub.throw()
     return kept
