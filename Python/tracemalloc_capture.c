@@ -76,13 +76,12 @@ struct _tracemalloc_capture {
 
 // Multiplicative; the high bits are good.
 static inline size_t
-hash_key(const void *ptr, uint32_t a, uint32_t b, size_t size)
+hash_key(const void *ptr, uint64_t number, size_t size)
 {
     uint64_t hash = (((uint64_t)(uintptr_t)ptr >> 1)
-                     + a * UINT64_C(0xC2B2AE3D27D4EB4F)
-                     + b * UINT64_C(0x165667B19E3779F9))
+                     + number * UINT64_C(0xC2B2AE3D27D4EB4F))
                     * UINT64_C(0x9E3779B97F4A7C15);
-    return (size_t)(hash >> 32) & (size - 1);
+    return (size_t)((hash >> 32) * size >> 32);
 }
 
 
@@ -216,7 +215,7 @@ find_node(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
         return add_anonymous_node(capture, depth);
     }
     size_t size = 2 * capture->max_nodes;
-    size_t i = hash_key(instr, version, callers, size);
+    size_t i = hash_key(instr, (uint64_t)version << 32 | callers, size);
     for (; capture->index[i] != 0; i = (i + 1) & (size - 1)) {
         const call_node *node = get_node(capture, capture->index[i]);
         if (node->instr == instr && node->version == version
@@ -249,8 +248,7 @@ static inline activation *
 activation_slot(tracemalloc_capture *capture,
                 const _PyInterpreterFrame *frame)
 {
-    return &capture->activations[hash_key(frame, 0, 0,
-                                          capture->max_nodes / 2)];
+    return &capture->activations[hash_key(frame, 0, capture->max_nodes / 2)];
 }
 
 // What is remembered of a frame, or NULL.
@@ -258,22 +256,36 @@ static inline activation *
 find_activation(tracemalloc_capture *capture,
                 const _PyInterpreterFrame *frame)
 {
+    if (!frame->callers_known) {
+        return NULL;
+    }
     activation *found = activation_slot(capture, frame);
-    return frame->callers_known && found->frame == frame ? found : NULL;
+    return found->frame == frame ? found : NULL;
 }
 
 static void
-remember(thread_state *ts, _PyInterpreterFrame *frame, uint32_t callers)
+remember(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
+         uint32_t callers)
 {
-    *activation_slot(ts->capture, frame) = (activation){frame, callers};
-    if (!frame->callers_known) {
-        // What is remembered is of an activation that has ended.
-        for (size_t i = 0; i < _PyTraceMalloc_NUM_SITES; i++) {
-            if (ts->sites[i].frame == frame) {
-                ts->sites[i].frame = NULL;
+    *activation_slot(capture, frame) = (activation){frame, callers};
+    frame->callers_known = 1;
+}
+
+// Forget the sites of former activations at the place of these frames.
+static void
+forget_sites(thread_state *ts, _PyInterpreterFrame **frames, size_t nframe)
+{
+    if (nframe > _PyTraceMalloc_NUM_SITES) {
+        // Does not take long, and forgets more than it has to.
+        memset(ts->sites, 0, sizeof(ts->sites));
+        return;
+    }
+    for (size_t i = 0; i < nframe; i++) {
+        for (size_t k = 0; k < _PyTraceMalloc_NUM_SITES; k++) {
+            if (ts->sites[k].frame == frames[i] && !frames[i]->callers_known) {
+                ts->sites[k].frame = NULL;
             }
         }
-        frame->callers_known = 1;
     }
 }
 
@@ -284,7 +296,7 @@ typedef struct {
     size_t nframe;                // frames passed
     size_t nkept;                 // of these in `frames` of the capture
     _PyInterpreterFrame *end;     // a frame that is remembered, or NULL
-    uint32_t end_callers;
+    uint32_t end_callers;         // 0 without one
 } frame_walk;
 
 // Walk from a frame to the first one that is remembered.
@@ -293,6 +305,7 @@ walk_frames(frame_walk *walk, _PyInterpreterFrame *frame)
 {
     tracemalloc_capture *capture = walk->ts->capture;
     size_t n = 0;
+    walk->end_callers = 0;
     for (; frame != NULL; n++) {
         const activation *known = find_activation(capture, frame);
         if (known != NULL) {
@@ -331,17 +344,13 @@ walk_with_room(frame_walk *walk, interp_state *tm, _PyInterpreterFrame *frame)
     }
 }
 
-// "Callers" of whom a frame calls that has these callers.
+// "Callers" of whom a frame calls that has these callers, itself the depth-th.
 static uint32_t
 add_caller(const frame_walk *walk, _PyInterpreterFrame *frame,
-           uint32_t callers)
+           uint32_t callers, size_t depth)
 {
-    if (walk->by_depth) {
-        return callers + 1;
-    }
-    tracemalloc_capture *capture = walk->ts->capture;
-    size_t depth = depth_of(capture, false, callers) + 1;
-    return find_node(capture, frame, callers, depth);
+    return walk->by_depth ? (uint32_t)depth
+           : find_node(walk->ts->capture, frame, callers, depth);
 }
 
 // Give each frame of a walk its callers.  Returns those of the first one.
@@ -349,24 +358,26 @@ static uint32_t
 find_callers(const frame_walk *walk)
 {
     tracemalloc_capture *capture = walk->ts->capture;
-    uint32_t callers = 0;
+    uint32_t callers = walk->end_callers;
+    if (walk->nframe == 0) {
+        return callers;
+    }
+    size_t depth = 0;
     if (walk->end != NULL) {
-        callers = walk->end_callers;
-        if (walk->nframe == 0) {
-            return callers;
-        }
-        callers = add_caller(walk, walk->end, callers);
+        depth = depth_of(capture, walk->by_depth, callers) + 1;
+        callers = add_caller(walk, walk->end, callers, depth);
     }
     if (walk->nkept < walk->nframe) {
-        size_t depth = depth_of(capture, walk->by_depth, callers)
-                       + walk->nframe - walk->nkept;
+        depth += walk->nframe - walk->nkept;
         callers = walk->by_depth ? (uint32_t)depth
                   : add_anonymous_node(capture, depth);
     }
+    forget_sites(walk->ts, capture->frames, walk->nkept);
     for (size_t i = walk->nkept; i-- > 0; ) {
-        remember(walk->ts, capture->frames[i], callers);
+        remember(capture, capture->frames[i], callers);
         if (i > 0) {
-            callers = add_caller(walk, capture->frames[i], callers);
+            depth++;
+            callers = add_caller(walk, capture->frames[i], callers, depth);
         }
     }
     return callers;
