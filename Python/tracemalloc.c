@@ -209,7 +209,6 @@ stop_locked(PyInterpreterState *interp)
 {
     interp_state *tm = &interp->tracemalloc;
     tm->tracing = 0;
-    tm->generation = 0;
     _Py_atomic_store_uint64_relaxed(&tm->epoch, 0);
     llist_remove(&tm->node);
     add_to_ntracing(-1);

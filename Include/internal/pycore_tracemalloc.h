@@ -136,7 +136,7 @@ struct _tracemalloc_interp_state {
     // Changes when what threads remember of frames is void.  Unique over all
     // interpreters; 0 while not tracing.  Atomic.
     uint64_t epoch;
-    // Changes when ids lose their meaning: start, stop, clear_traces().
+    // Changes when ids lose their meaning: start, clear_traces().
     uint64_t generation;
     // Has the interpreter an object allocator of its own?  Written like
     // `tracing`.
