@@ -3,7 +3,8 @@
 import unittest
 
 from test.support import import_helper
-from test.support.tracemalloc_helper import ADDRESS, DOMAIN, MB, TestBase
+from test.support.tracemalloc_helper import (
+    ADDRESS, DOMAIN, MB, TIMEOUT, TestBase)
 
 tracemalloc = import_helper.import_module('_tracemalloc')
 capi = import_helper.import_module('_testinternalcapi')
@@ -191,6 +192,20 @@ class PairTests:
             interp.ask(f"[capi.tracemalloc_peak_of(n) for n in {sizes}]"),
             [0] * len(sizes))
 
+    def test_peak_by_native_thread(self):
+        # A thread that has nothing but the shared counters makes a new peak.
+        tracemalloc.start()
+        for size in MB, 2 * MB, 3 * MB:
+            tracemalloc.reset_peak()
+            addr = capi.tracemalloc_raw_malloc(size, 'stateless', TIMEOUT)
+            current, peak = tracemalloc.get_traced_memory()
+            self.assertGreaterEqual(current, size)
+            self.assertGreaterEqual(peak, current)
+            capi.tracemalloc_raw_free(addr, 'stateless', TIMEOUT)
+            current, peak = tracemalloc.get_traced_memory()
+            self.assertGreaterEqual(peak, size)
+            self.assertLess(current, size)
+
     def test_peak_without_lock(self):
         # Below the peak nobody asks for the lock of the counters.  With every
         # query it is asked for once, by everybody.
@@ -202,6 +217,37 @@ class PairTests:
             interp.run("capi.tracemalloc_use_credit()")
             self.assert_sums(interp)
             interp.run("tracemalloc.reset_peak()")
+
+    def test_peak_while_others_work(self):
+        # Nobody asks for the pair meanwhile.
+        interp = self.create(self.config)
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        for _ in range(3):
+            tracemalloc.reset_peak()
+            block = bytearray(MB)
+            del block
+            interp.run("kept = [object() for _ in range(2000)]")
+            kept = [object() for _ in range(2000)]
+            block = bytearray(5 * MB)
+            del block
+            size, peak = tracemalloc.get_traced_memory()
+            self.assertGreaterEqual(peak - size, 5 * MB)
+            self.assertLess(peak - size, 5 * MB + 20_000)
+            del kept
+
+    def test_frees_more_than_others_may_spare(self):
+        # Each has room below the peak for itself, and one of them gets more.
+        interp = self.create(self.config)
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        freed = [bytes(1000) for _ in range(5000)]
+        del freed[::2]
+        interp.run("kept = [object() for _ in range(3000)]")
+        kept = [object() for _ in range(3000)]
+        del freed
+        self.assert_sums(interp)
+        del kept
 
     def test_peak_is_of_the_sum(self):
         # 4 MB here and then 4 MB there is no more than 4 MB at a time.

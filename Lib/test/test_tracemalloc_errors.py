@@ -54,6 +54,87 @@ class FatalErrorTests(ScriptBase):
                                   err)
                     self.assertNotIn(self.ENABLE, err)
 
+    def test_block_of_the_main_interpreter(self):
+        # The other one traces, too, and is asked first or last.
+        for config in CONFIGS:
+            for first in True, False:
+                with self.subTest(config=config, first=first):
+                    err = self.run_fatal(f"""
+                        interp = _interpreters.create({config!r})
+                        if {first}:
+                            tracemalloc.start()
+                        run(interp, '''if 1:
+                            import _testinternalcapi as capi
+                            import _tracemalloc as tracemalloc
+                            tracemalloc.start()
+                            ''')
+                        tracemalloc.start()
+                        work.__code__ = work.__code__.replace(
+                            co_firstlineno=700)
+                        work()
+                        run(interp, f'capi.tracemalloc_raw_free({{addr}})')
+                        """)
+                    self.assertIn(
+                        self.FOUND + '  File "<string>", line 702\n', err)
+
+    def run_report(self, script):
+        with support.SuppressCrashReport():
+            _, _, err = script_helper.assert_python_failure(
+                '-c', PRELUDE + textwrap.dedent(script))
+        err = err.decode('ascii', 'backslashreplace').replace('\r', '')
+        self.assertIn('reported for a test', err)
+        return err
+
+    def test_live_object(self):
+        # Of this interpreter, or reported by one that has the same GIL.
+        for size in 10, 1000:
+            for report in ('capi.tracemalloc_report(id(obj))',
+                           "run(interp, f'import _testinternalcapi as capi; "
+                           "capi.tracemalloc_report({id(obj)})')"):
+                with self.subTest(size=size, report=report):
+                    err = self.run_report(f"""
+                        interp = _interpreters.create('legacy')
+                        tracemalloc.start()
+                        obj = bytes({size})
+                        {report}
+                        """)
+                    self.assertIn(self.FOUND + '  File "<string>", line ', err)
+
+    def test_live_object_without_trace(self):
+        # Others that had one were freed since.
+        for size in 10, 1000:
+            with self.subTest(size=size):
+                err = self.run_report(f"""
+                    obj = bytes({size})
+                    tracemalloc.start()
+                    bytearray(2000)
+                    capi.tracemalloc_report(id(obj))
+                    """)
+                self.assertNotIn(self.FOUND, err)
+                self.assertNotIn(self.ENABLE, err)
+
+    def test_block_of_native_thread(self):
+        err = self.run_fatal("""
+            tracemalloc.start()
+            addr = capi.tracemalloc_raw_malloc(100, 'stateless')
+            capi.tracemalloc_damage(addr, 100)
+            capi.tracemalloc_raw_free(addr)
+            """)
+        self.assertIn(self.FOUND + '  File "<unknown>", line 0\n', err)
+
+    def test_allocator_frees_another_block(self):
+        # Meanwhile, and before it looks at the damaged one.
+        err = self.run_fatal("""
+            capi.tracemalloc_below_install()
+            work.__code__ = work.__code__.replace(co_firstlineno=700)
+            tracemalloc.start()
+            work()
+            other = capi.tracemalloc_raw_malloc(100)
+            capi.tracemalloc_free_with(addr, other)
+            capi.tracemalloc_raw_free(addr)
+            """)
+        self.assertIn(self.FOUND + '  File "<string>", line 702\n', err)
+
     def test_reallocated_block(self):
         for how in 'attached', 'detached', 'stateless':
             with self.subTest(how):
@@ -181,6 +262,30 @@ class KeyTests(ScriptBase):
             assert not can_start(first)
             _interpreters.destroy(second)
             assert can_start(first)
+            """)
+
+    def test_failed_start_gives_key_back(self):
+        # It has the last key, and then no memory.
+        self.run_script("""
+            capi.tracemalloc_below_install()
+            interp = _interpreters.create('isolated')
+            keys = capi.tracemalloc_take_keys(1)
+            if keys is None:
+                sys.exit()
+            failures = 0
+            for n in range(100):
+                exc, failed = capi.tracemalloc_call_failing(
+                    tracemalloc.start, n, sys.maxsize)
+                tracemalloc.stop()
+                if not failed:
+                    break
+                failures += exc is not None
+                run(interp, '''if 1:
+                    import _tracemalloc as tracemalloc
+                    tracemalloc.start()
+                    tracemalloc.stop()
+                    ''')
+            assert failures > 3, failures
             """)
 
     def test_no_key_for_new_interpreter(self):

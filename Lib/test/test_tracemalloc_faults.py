@@ -4,11 +4,15 @@ Each test here was seen to fail with a fault put into the C code.  The tests
 know what tracemalloc has to do, and nothing of how it does it.
 """
 
+import itertools
+import operator
+import queue
 import sys
+import threading
 import unittest
 
 from test import support
-from test.support import import_helper
+from test.support import import_helper, threading_helper
 from test.support.tracemalloc_helper import (
     ADDRESS, CONFIGS, DOMAIN, MARK, FaultsBase, TestBase, get_lineno)
 from test.test_tracemalloc_tracebacks import TracebackTestCase, frames_of
@@ -131,6 +135,55 @@ class FreeTests(FaultsBase):
                     """)
 
 
+class TrackedTests(TestBase):
+    """Small objects that somebody has tracked by hand."""
+
+    def check_tracked(self, interp, track):
+        # Among others, in a page that has room for their traces.
+        objects = [object() for _ in range(30_000)]
+        for i in range(29_000, 30_000, 300):
+            addr = id(objects[i])
+            track(addr)
+            self.assertEqual(self.count(interp=interp), 1)
+            objects[i] = None
+            self.assertEqual(self.count(interp=interp), 0)
+            self.assertIsNone(self.get_traceback(addr))
+        self.assert_sums(*filter(None, [interp]))
+
+    def test_freed(self):
+        tracemalloc.start()
+        self.check_tracked(
+            None, lambda addr: capi.tracemalloc_track(0, addr, MARK))
+
+    @unittest.skipIf(support.Py_GIL_DISABLED,
+                     'a block is not given out again at once')
+    def test_reused(self):
+        # Tracked where no block is; then there is one.
+        tracemalloc.start()
+        objects = [object() for _ in range(30_000)]
+        # There is room below the peak.
+        bytearray(10 * MARK)
+        addrs = [id(obj) for obj in objects]
+        for i in range(29_000, 30_000, 300):
+            objects[i] = None
+            capi.tracemalloc_track(0, addrs[i], MARK)
+            objects[i] = object()
+        self.assertEqual([id(obj) for obj in objects], addrs)
+        self.assertEqual(self.count(), 0)
+        self.assertIsNotNone(self.get_traceback(addrs[i]))
+        self.assert_sums()
+
+    def test_freed_in_another_interpreter(self):
+        for config in CONFIGS:
+            with self.subTest(config):
+                interp = self.create(config)
+                tracemalloc.start()
+                interp.run("tracemalloc.start()")
+                self.check_tracked(interp, lambda addr: interp.run(
+                    f"capi.tracemalloc_track(0, {addr}, {MARK})"))
+                interp.destroy()
+
+
 class FreeListTests(TestBase):
     """Objects that free lists hand out again."""
 
@@ -157,6 +210,17 @@ class FreeListTests(TestBase):
                          (('<string>', 4),))
         self.assert_sums(interp)
 
+    def test_dropped(self):
+        # It is in the free list, and its trace says where it was made.
+        tracemalloc.start()
+        kept = [float(i) for i in range(300)]
+        obj = float(len(kept))
+        traceback = tracemalloc._get_object_traceback(obj)
+        addr = id(obj)
+        del obj
+        self.assertEqual(self.get_traceback(addr), traceback)
+        del kept
+
     def test_reused_in_one_instruction(self):
         # map() multiplies: the first product is a new block.  filter() drops
         # it, the generator makes a float at the same address and drops it,
@@ -178,6 +242,40 @@ class FreeListTests(TestBase):
         self.assertEqual(found, 4.0)
         self.assertEqual(tracemalloc._get_object_traceback(found),
                          ((__file__, lineno),))
+        del kept
+
+    @unittest.skipIf(support.Py_GIL_DISABLED,
+                     'a thread has a free list of its own')
+    def test_reused_in_another_thread(self):
+        # The same, but it is another thread that makes a float at the same
+        # address, and tracemalloc knows all places already.
+        one, two, three = 1.0, 2.0, 3.0
+        numbers = queue.SimpleQueue()
+        go_on = threading.Lock()
+        go_on.acquire()
+        def make_floats():
+            for _ in range(5):
+                go_on.acquire()
+                obj = two * three
+                del obj
+                numbers.put(two)
+        calls = itertools.cycle([numbers.get, go_on.release, numbers.get])
+        products = map(two.__mul__, filter(None, map(operator.call, calls)))
+        large = filter(three.__lt__, products)
+        del products
+        tracemalloc.start()
+        kept = [float(i) for i in range(300)]
+        tracebacks = []
+        with threading_helper.start_threads(
+                [threading.Thread(target=make_floats)]):
+            for _ in range(5):
+                numbers.put(one)
+                found = next(large)
+                lineno = get_lineno() - 1
+                # There is a new block the next time.
+                kept.append(found)
+                tracebacks.append(tracemalloc._get_object_traceback(found))
+        self.assertEqual(tracebacks, [((__file__, lineno),)] * 5)
         del kept
 
 
@@ -229,6 +327,28 @@ class SizeTests(TestBase):
                     capi.tracemalloc_untrack(domain, addr)
                     self.assertEqual(self.count(size), 0)
                     self.assert_sums()
+
+    @unittest.skipUnless(sys.maxsize > 1 << 32, 'needs a size of 64 bits')
+    def test_peak_above_4_gb(self):
+        tracemalloc.start()
+        for size in 8 * GB, 5 * GB + 1:
+            with self.subTest(size=size):
+                # Room below the peak, and some of it is given out.
+                block = bytearray(10_000_000)
+                del block
+                kept = [object() for _ in range(100)]
+                capi.tracemalloc_track(DOMAIN, ADDRESS, size)
+                current, peak = tracemalloc.get_traced_memory()
+                self.assertGreaterEqual(current, size)
+                self.assertAlmostEqual(peak, current, delta=1000)
+                capi.tracemalloc_untrack(DOMAIN, ADDRESS)
+                current, peak = tracemalloc.get_traced_memory()
+                self.assertLess(current, GB)
+                self.assertGreaterEqual(peak, size)
+                tracemalloc.reset_peak()
+                current, peak = tracemalloc.get_traced_memory()
+                self.assertAlmostEqual(peak, current, delta=1000)
+                del kept
 
     # Debug allocators write to the whole of a block.
     @unittest.skipIf(support.Py_DEBUG or sys.flags.dev_mode
@@ -294,87 +414,6 @@ class SizeTests(TestBase):
         self.assert_sums()
 
 
-class MemoryTests(FaultsBase):
-    """get_tracemalloc_memory() knows all memory that tracemalloc has."""
-
-    def check(self, source, least):
-        """It grows, and is no less than what stop() gives back."""
-        self.run_script(f"""
-            capi.tracemalloc_count_raw()
-            code = compile(chr(10) * 5 + 'def line(f, *args): f(*args)',
-                           'name', 'exec')
-            namespace = {{}}
-            exec(code, namespace)
-            line = namespace['line']
-
-            def at_new_lines(count, func):
-                for i in range(count):
-                    line.__code__ = line.__code__.replace(co_firstlineno=i + 9)
-                    line(func, i)
-
-            kept = [None] * 24_000
-            def keep(i, size):
-                kept[i] = size.to_bytes(1) if size == 1 else bytearray(size)
-
-            tracemalloc.start(3)
-            before = tracemalloc.get_tracemalloc_memory()
-            {source}
-            claimed = tracemalloc.get_tracemalloc_memory()
-            assert claimed - before >= {least}, claimed - before
-            counted = capi.tracemalloc_counted_raw()
-            tracemalloc.stop()
-            given_back = counted - capi.tracemalloc_counted_raw()
-            assert claimed >= 0.97 * given_back, (claimed, given_back)
-            """)
-
-    def test_nothing(self):
-        self.check("pass", 0)
-
-    def test_queries(self):
-        # They give back what they needed, whether or not there is a trace.
-        self.run_script("""
-            old = bytearray(1)
-            capi.tracemalloc_count_raw()
-            tracemalloc.start(3)
-            new = bytearray(1)
-            for query in (tracemalloc._get_traces,
-                          lambda: tracemalloc._get_object_traceback(old),
-                          lambda: tracemalloc._get_object_traceback(new)):
-                # Python keeps some memory the first time.
-                for i in range(2000):
-                    if i == 1000:
-                        before = capi.tracemalloc_counted_raw()
-                    query()
-                grown = capi.tracemalloc_counted_raw() - before
-                assert grown < 5000, (query, grown)
-            """)
-
-    def test_small_objects(self):
-        self.check("kept = [object() for _ in kept]", 24_000 * 4)
-
-    def test_large_objects(self):
-        self.check("kept = [bytes(700) for _ in kept]", 24_000 * 8)
-
-    def test_raw_blocks(self):
-        self.check("kept = [capi.tracemalloc_raw_malloc(50) for _ in kept]",
-                   24_000 * 8)
-
-    def test_tracked_addresses(self):
-        self.check("[capi.tracemalloc_track(7, i, i) for i in range(24_000)]",
-                   24_000 * 8)
-
-    def test_new_lines(self):
-        self.check("at_new_lines(5000, bytearray)", 5000 * 4)
-
-    def test_deep_recursion(self):
-        self.check("""
-            def down(n):
-                bytearray(n + 1) if n == 0 else down(n - 1)
-            sys.setrecursionlimit(50_000)
-            down(20_000)
-            """, 0)
-
-
 # --- Tracebacks ------------------------------------------------------------
 
 class FrameTests(TracebackTestCase):
@@ -408,6 +447,42 @@ class FrameTests(TracebackTestCase):
             finally:
                 sys.settrace(old)
             self.assertEqual(record.count, 2)
+
+    def test_line_set_before_the_same_allocation(self):
+        # The trace function allocates at one place, twice.
+        for record in self.each_limit():
+            def func():
+                a = 1
+                a = 2
+                a = 3
+                return a
+            first = func.__code__.co_firstlineno
+            def trace(frame, event, arg):
+                if frame.f_code is not func.__code__:
+                    return None
+                if event == 'line' and frame.f_lineno == first + 2:
+                    for lineno in first + 3, first + 4:
+                        record()
+                        frame.f_lineno = lineno
+                return trace
+            old = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                func()
+            finally:
+                sys.settrace(old)
+            self.assertEqual(record.count, 2)
+
+    def test_cleared_before_the_same_allocation(self):
+        # Nothing else is allocated in between.
+        for record in self.each_limit():
+            clear = tracemalloc.clear_traces
+            frames = frames_of(sys._getframe())
+            for _ in itertools.repeat(None, 5):
+                clear()
+                block = bytearray(50)
+            frames[0] = __file__, get_lineno() - 1
+            record.compare(tracemalloc._get_object_traceback(block), frames)
 
     def test_generator_gets_caller(self):
         # It was resumed from here before.  The code of middle() is new each
@@ -466,6 +541,18 @@ class TotalTests(FaultsBase):
 
 class QueryTests(TestBase):
     """Queries find all traces, whatever their number."""
+
+    def test_domain(self):
+        # The block at an address is of one domain.
+        tracemalloc.start()
+        small, large = object(), bytearray(1000)
+        addr = capi.tracemalloc_raw_malloc(1000)
+        self.addCleanup(capi.tracemalloc_raw_free, addr)
+        for addr in id(small), id(large), addr:
+            self.assertIsNotNone(self.get_traceback(addr))
+            self.assertIsNone(self.get_traceback(addr, DOMAIN))
+            # Nor is it one inside the block.
+            self.assertIsNone(self.get_traceback(addr + 8))
 
     def check(self, n, add, remove, find):
         for i in range(n):

@@ -103,6 +103,22 @@ class ReferenceTests(ScriptBase):
             assert found == names, found
             """)
 
+    def test_many_filenames(self):
+        # However many there are, each frame has its own.
+        self.run_script("""
+            code = compile('kept.append(bytearray(5000))', 'x', 'exec')
+            call = compile('exec(code)', 'x', 'exec')
+            kept = []
+            tracemalloc.start(3)
+            for i in range(2000):
+                exec(code.replace(co_filename=f'{i}.py'))
+            for i in range(3):
+                code = code.replace(co_filename=f'callee {i}')
+                exec(call.replace(co_filename=f'caller {i}'))
+                found = tracemalloc._get_object_traceback(kept[-1])[:2]
+                assert found == ((f'callee {i}', 1), (f'caller {i}', 1)), found
+            """)
+
 
 if __name__ == '__main__':
     unittest.main()

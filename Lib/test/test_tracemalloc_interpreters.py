@@ -244,6 +244,10 @@ class IsolationTests:
                     raise AssertionError(f'no error for {nframe!r}')
                 assert not tracemalloc.is_tracing()
                 assert tracemalloc.get_traceback_limit() == 1
+            # The largest that is possible.
+            tracemalloc.start(65_535)
+            assert tracemalloc.get_traceback_limit() == 65_535
+            tracemalloc.stop()
             tracemalloc.start(2)
             try:
                 tracemalloc.start(0)

@@ -465,6 +465,28 @@ class EmbeddingTests(EmbeddingBase):
             """)
         self.run_traced('test_repeated_init_exec', code, tracemalloc=None)
 
+    def test_initialize_again_with_detached_threads(self):
+        # They are somewhere in Python code, each time.
+        code = textwrap.dedent("""
+            import _testinternalcapi as capi
+            import _tracemalloc as tracemalloc
+            tracemalloc.start()
+            addr = capi.tracemalloc_raw_malloc(100, 'detached')
+            traceback = capi._PyTraceMalloc_GetTraceback(0, addr)
+            assert traceback == (('<string>', 5),), traceback
+            capi.tracemalloc_raw_free(addr)
+            """)
+        self.run_traced('test_repeated_init_exec', code, tracemalloc=None)
+
+    def test_initialize_again_with_reference_tracer(self):
+        code = textwrap.dedent("""
+            import _testinternalcapi as capi
+            assert capi.tracemalloc_get_ref_tracer() is None
+            capi.tracemalloc_set_ref_tracer()
+            assert capi.tracemalloc_get_ref_tracer() is not None
+            """)
+        self.run_traced('test_repeated_init_exec', code, tracemalloc=None)
+
     # Ten times, for the next two.
     CODE = textwrap.dedent("""
         import _interpreters

@@ -306,6 +306,68 @@ class NoMemoryTests(ScriptBase):
                     assert walk(prepare, check) > 1
                     """))
 
+    def test_track_many_of_another_interpreter(self):
+        # The same, but what there is no memory for is a larger table.
+        for config in CONFIGS:
+            with self.subTest(config):
+                self.run_script(NO_MEMORY + textwrap.dedent(f"""
+                    capi.tracemalloc_below_install()
+                    interp = _interpreters.create({config!r})
+                    run(interp, '''if 1:
+                        import _testinternalcapi as capi
+                        import _tracemalloc as tracemalloc
+                        tracemalloc.start()
+                        for n in range(1, 2000):
+                            capi.tracemalloc_track(7, 16 * n, {MARK} + n)
+                        ''')
+                    tracemalloc.start()
+                    wanted = range({MARK} + 1, {MARK} + 2000)
+                    def track():
+                        capi.tracemalloc_track(7, addr, size)
+                    for size in wanted:
+                        addr = 16 * (size - {MARK})
+                        capi.tracemalloc_call_failing(
+                            track, 0, sys.maxsize if size % 100 else 0)
+                    here = {{*sizes()}} & {{*wanted}}
+                    there = {{*wanted}} - here
+                    assert here and there
+                    run(interp, f'''if 1:
+                        sizes = [t[1] for t in tracemalloc._get_traces()]
+                        there = {{{{*sizes}}}} & {{{{*{{wanted}}}}}}
+                        assert there == {{there}}
+                        ''')
+                    total, traced = capi.tracemalloc_sums(interp)
+                    assert total == traced, (total, traced)
+                    """))
+
+    def test_track_in_interpreter_that_ends(self):
+        # What it could not track is not taken for its own afterwards.
+        for config in CONFIGS:
+            with self.subTest(config):
+                self.run_script(NO_MEMORY + textwrap.dedent(f"""
+                    capi.tracemalloc_below_install()
+                    interp = _interpreters.create({config!r})
+                    run(interp, '''if 1:
+                        import _testinternalcapi as capi
+                        import _tracemalloc as tracemalloc
+                        import sys
+                        def track():
+                            capi.tracemalloc_track(7, addr, 1)
+                        tracemalloc.start()
+                        for n in range(1, 2000):
+                            addr = 16 * n
+                            capi.tracemalloc_call_failing(
+                                track, 0, sys.maxsize if n % 100 else 0)
+                        assert len(tracemalloc._get_traces()) < 2000
+                        ''')
+                    _interpreters.destroy(interp)
+                    tracemalloc.start()
+                    for n in range(1, 2000):
+                        assert capi.tracemalloc_track(7, 16 * n, MARK) == 0
+                    assert sizes().count(MARK) == 1999
+                    check_sums()
+                    """))
+
     def test_queries(self):
         self.run_walk("""
             import tracemalloc as module
@@ -461,6 +523,94 @@ class NoMemoryForTraceTests(FaultsBase):
                 tracemalloc.stop()
             """)
 
+    def test_nothing_is_lost(self):
+        # What was made already is given back when the rest fails.
+        self.run_lines("""
+            capi.tracemalloc_count_raw()
+            tracemalloc.start()
+
+            def unknown():
+                return (capi.tracemalloc_counted_raw()
+                        - tracemalloc.get_tracemalloc_memory())
+
+            n = 0
+            for start in range(3):
+                refused = 0
+                for _ in range(30_000):
+                    n += 1
+                    addr, failed, lost = at_new_line(
+                        n, 'raw', 0, OLD, start, sys.maxsize, True)
+                    assert not lost
+                    if addr is not None:
+                        free('raw', addr)
+                        continue
+                    assert failed
+                    refused += 1
+                    if refused == 100:
+                        before = unknown()
+                    elif refused == 300:
+                        grown = unknown() - before
+                        assert grown < 2000, (start, grown)
+                        break
+                assert refused == 300, (start, refused)
+            """)
+
+    def test_nothing_is_lost_after_clear_traces(self):
+        # There was nothing to begin with.
+        self.run_faults("""
+            capi.tracemalloc_count_raw()
+            clear = tracemalloc.clear_traces
+            allocate = capi.tracemalloc_realloc_failing
+            tracemalloc.start()
+            for start in range(4):
+                before = None
+                for i in range(300):
+                    clear()
+                    addr, failed, lost = allocate(
+                        'raw', 0, OLD, start, sys.maxsize, True)
+                    if addr is not None:
+                        free('raw', addr)
+                    tracemalloc.stop()
+                    if i == 50:
+                        before = capi.tracemalloc_counted_raw()
+                    elif i == 299:
+                        grown = capi.tracemalloc_counted_raw() - before
+                    tracemalloc.start()
+                assert failed or start > 2, start
+                assert grown < 10_000, (start, grown)
+            """)
+
+    def test_new_block_at_known_line(self):
+        # Its traceback is known: the trace needs memory all the same, once in
+        # a while.
+        self.run_faults("""
+            def allocate(domain, detached, stop):
+                return capi.tracemalloc_realloc_failing(
+                    domain, 0, OLD, 0, stop, True, detached)
+            for domain, detached in (('raw', False), ('raw', True),
+                                     ('mem', False), ('obj', False)):
+                tracemalloc.start()
+                addrs = []
+                refused = 0
+                for n in range(3000):
+                    addr, failed, lost = allocate(
+                        domain, detached, sys.maxsize if n > 10 else 0)
+                    assert not lost, (domain, detached)
+                    if addr is None:
+                        assert failed
+                        refused += 1
+                    else:
+                        addrs.append(addr)
+                assert refused > 5, (domain, detached, refused)
+                assert sizes().count(OLD) == len(addrs), (domain, detached)
+                check_sums()
+                for addr in addrs:
+                    free(domain, addr)
+                assert OLD not in sizes(), (domain, detached)
+                check_sums()
+                tracemalloc.stop()
+            """)
+
     def test_failed_allocation(self):
         # There is no block, and so no trace.
         self.run_faults("""
@@ -494,9 +644,10 @@ class NoMemoryForTraceTests(FaultsBase):
         self.run_lines("""
             tracemalloc.start()
             n = 0
-            for domain, old, new, traced in product(
-                    ('raw', 'mem', 'obj'), (333, OLD), (444, NEW),
-                    (True, False)):
+            domains = (('raw', False), ('raw', True), ('mem', False),
+                       ('obj', False))
+            for (domain, detached), old, new, traced in product(
+                    domains, (333, OLD), (444, NEW), (True, False)):
                 failures = 0
                 for _ in range(200):
                     n += 1
@@ -504,8 +655,8 @@ class NoMemoryForTraceTests(FaultsBase):
                     if not traced:
                         tracemalloc.clear_traces()
                     addr, failed, _ = at_new_line(
-                        n, domain, addr, new, 0, sys.maxsize, True)
-                    what = domain, old, new, traced
+                        n, domain, addr, new, 0, sys.maxsize, True, detached)
+                    what = domain, detached, old, new, traced
                     assert addr is not None, what
                     if traced:
                         # At this line, or nobody knows where.

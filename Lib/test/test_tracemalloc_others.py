@@ -110,6 +110,64 @@ class OtherAllocatorTests(ScriptBase):
                 check(1)
             """)
 
+    def test_set_without_chaining_too_often(self):
+        # The hooks go in a few times only.  Then they do not trace, which is
+        # all that happens.
+        self.run_script("""
+            get = capi.tracemalloc_get_allocator
+            # Equal, but each on top of another one is another allocator.
+            bottoms = [(domain, get(domain))
+                       for domain in ('raw', 'mem', 'obj') for _ in range(10)]
+            for domain, bottom in bottoms:
+                tracemalloc.start()
+                kept = [bytearray(n) for n in range(1000)]
+                del kept
+                capi.tracemalloc_set_on_top(domain, bottom)
+                tracemalloc.stop()
+                assert tracemalloc.get_traced_memory() == (0, 0)
+            for domain, bottom in bottoms:
+                capi.tracemalloc_set_allocator(domain, bottom)
+            tracemalloc.start()
+            kept = bytearray(1000)
+            assert tracemalloc._get_object_traceback(kept)
+            check_sums()
+            """)
+
+    def test_set_without_chaining_and_set_back(self):
+        # Whatever was there before, the hooks can go in again.
+        self.check("""
+            for _ in range(10):
+                for _ in range(2):
+                    set_on_top('raw', bottom)
+                    tracemalloc.stop()
+                    tracemalloc.start()
+                    check(1)
+                set('raw', bottom)
+                tracemalloc.stop()
+                tracemalloc.start()
+                check(1)
+            """)
+
+    def test_set_again_on_top_of_another(self):
+        # What was saved are the hooks, with another allocator below them.
+        self.run_script("""
+            domains = 'raw', 'mem', 'obj'
+            tracemalloc.start()
+            saved = [capi.tracemalloc_get_allocator(domain)
+                     for domain in domains]
+            tracemalloc.stop()
+            capi.tracemalloc_below_install()
+            for _ in range(3):
+                tracemalloc.start()
+                for domain, hooks in zip(domains, saved):
+                    capi.tracemalloc_set_allocator(domain, hooks)
+                kept = [bytearray(n) for n in range(1000)]
+                assert tracemalloc._get_object_traceback(kept[-1])
+                check_sums()
+                tracemalloc.stop()
+                kept = [bytearray(n) for n in range(1000)]
+            """)
+
     def test_put_on_top_and_caching(self):
         # start() cannot see that there are hooks below.
         self.check("""
@@ -154,6 +212,64 @@ class OtherAllocatorTests(ScriptBase):
             set('raw', saved)
             check(0)
             tracemalloc.start()
+            """)
+
+
+@unittest.skipIf(support.Py_GIL_DISABLED,
+                 'memory is not used for others at once')
+class FreedWithoutHooksTests(ScriptBase):
+
+    def test_small_objects(self):
+        # The hooks do not see that they are freed.  Their traces go when the
+        # memory is used for objects of another size, at the latest.
+        self.run_twice("""
+            bottom = capi.tracemalloc_get_allocator('obj')
+            tracemalloc.start()
+            hooks = capi.tracemalloc_get_allocator('obj')
+            kept = [bytes(50) for _ in range(24_000)]
+            capi.tracemalloc_set_allocator('obj', bottom)
+            # Some remain, so that the allocator does not free all memory.
+            kept[:] = [obj if i % 4000 == 0 else None
+                       for i, obj in enumerate(kept)]
+            capi.tracemalloc_set_allocator('obj', hooks)
+            check_sums()
+            def count():
+                sizes = [trace[1] for trace in tracemalloc._get_traces()]
+                return sizes.count(sys.getsizeof(bytes(50)))
+            assert count() > 10_000, count()
+            kept[:] = [bytes(300) for _ in kept]
+            assert count() < 3000, count()
+            check_sums()
+            """)
+
+    def test_small_objects_of_another_interpreter(self):
+        # Their traces go when the main interpreter uses the memory.
+        self.run_script("""
+            bottom = capi.tracemalloc_get_allocator('obj')
+            interp = _interpreters.create('legacy')
+            run(interp, '''if 1:
+                import sys
+                import _tracemalloc as tracemalloc
+                def count():
+                    sizes = [trace[1] for trace in tracemalloc._get_traces()]
+                    return sizes.count(sys.getsizeof(bytes(50)))
+                ''')
+            tracemalloc.start()
+            hooks = capi.tracemalloc_get_allocator('obj')
+            kept = [bytes(50) for _ in range(24_000)]
+            del kept[::2]
+            run(interp, '''if 1:
+                tracemalloc.start()
+                kept = [bytes(50) for _ in range(10_000)]
+                assert count() > 9000, count()
+                ''')
+            capi.tracemalloc_set_allocator('obj', bottom)
+            run(interp, 'kept.clear()')
+            capi.tracemalloc_set_allocator('obj', hooks)
+            run(interp, 'assert count() > 9000, count()')
+            kept += [bytes(50) for _ in range(12_000)]
+            run(interp, 'assert count() < 1000, count()')
+            check_sums(interp)
             """)
 
 

@@ -254,6 +254,24 @@ class MainRawTests(TestBase):
                 self.assertEqual(self.count(), 0)
                 self.assert_sums()
 
+    def test_tracked_null(self):
+        # Somebody has tracked the address 0.  To allocate a block, or to free
+        # none, is nothing that happens to it.
+        tracemalloc.start()
+        self.addCleanup(capi.tracemalloc_untrack, 0, 0)
+        for how in 'attached', 'detached', 'stateless':
+            for func in (capi.tracemalloc_raw_malloc,
+                         capi.tracemalloc_raw_calloc,
+                         lambda *args: capi.tracemalloc_raw_realloc(0, *args)):
+                with self.subTest(how, func=func):
+                    self.assertEqual(capi.tracemalloc_track(0, 0, MARK), 0)
+                    addr = func(100, how, TIMEOUT)
+                    self.assertEqual(self.count(), 1)
+                    capi.tracemalloc_raw_free(addr, how, TIMEOUT)
+                    capi.tracemalloc_raw_free(0, how, TIMEOUT)
+                    self.assertEqual(self.count(), 1)
+                    self.assert_sums()
+
     def test_realloc_that_fails(self):
         # The block is still there, and so is its trace.
         tracemalloc.start()

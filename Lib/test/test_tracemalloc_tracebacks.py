@@ -302,6 +302,29 @@ class GeneratorTests(TracebackTestCase):
                 throw(gen)
                 gen.close()
 
+    def test_throw_into_delegate(self):
+        # It allocates at the same place whether it is resumed from one line
+        # or gets an exception from another.
+        for record in self.each_limit():
+            def inner():
+                while True:
+                    try:
+                        yield
+                    except ValueError:
+                        pass
+                    record()
+                    record.total_nframe()
+            def outer():
+                yield from inner()
+            def throw(gen):
+                gen.throw(ValueError)
+            gen = outer()
+            for _ in range(3):
+                next(gen)
+                gen.throw(ValueError)
+                throw(gen)
+            gen.close()
+
     def test_yield_from(self):
         for record in self.each_limit():
             def inner():
@@ -390,6 +413,41 @@ class GeneratorTests(TracebackTestCase):
                 thread.join()
 
 
+class EvaluatorTests(TracebackTestCase):
+    """The evaluator is not the interpreter's own."""
+
+    def test_other_evaluator(self):
+        capi = import_helper.import_module('_testinternalcapi')
+        for record in self.each_limit():
+            def inner():
+                record()
+                record.total_nframe()
+            def first():
+                inner()
+            def other():
+                # Its frame is as large.
+                inner()
+            def second(n):
+                if n:
+                    second(n - 1)
+                else:
+                    inner()
+            def call():
+                first()
+                other()
+                second(0)
+                inner()
+                second(3)
+            call()
+            capi.tracemalloc_set_evaluator(True)
+            try:
+                for _ in range(3):
+                    call()
+            finally:
+                capi.tracemalloc_set_evaluator(False)
+            call()
+
+
 class ChangeTests(TracebackTestCase):
 
     def test_code_at_the_same_place(self):
@@ -410,6 +468,14 @@ class ChangeTests(TracebackTestCase):
                 func.__code__ = code.replace(co_filename=f'file{i}')
                 func()
                 func.__code__ = code
+
+    def test_code_without_version(self):
+        # The interpreter has given out all versions.
+        capi = import_helper.import_module('_testinternalcapi')
+        version = capi.tracemalloc_next_code_version(0)
+        self.addCleanup(capi.tracemalloc_next_code_version, version)
+        self.test_code_at_the_same_place()
+        self.test_copies_at_the_same_place()
 
     def test_replaced_code(self):
         for record in self.each_limit():

@@ -1,8 +1,10 @@
 // What the tests of tracemalloc cannot do in Python, other than by threads and
 // allocators: look at the traced memory without changing it, leak an object,
-// set a reference tracer, run out of keys.
+// set a reference tracer or an evaluator, run out of keys or code versions.
 
 #include "parts.h"
+#include "pycore_ceval.h"         // _PyEval_EvalFrameDefault()
+#include "pycore_frame.h"         // _PyInterpreterFrame
 #include "pycore_interp.h"        // _PyInterpreterState_LookUpIDObject()
 #include "pycore_runtime.h"       // _PyRuntime
 #include "test_tracemalloc.h"
@@ -506,6 +508,58 @@ tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
 }
 
 
+/* --- Versions of code objects ------------------------------------------- */
+
+PyDoc_STRVAR(next_code_version_doc,
+"tracemalloc_next_code_version(version)\n"
+"--\n\n"
+"Set the version of the next code object: 0 if there are none left, which\n"
+"remains so.  Return what it would have been.");
+
+static PyObject *
+tracemalloc_next_code_version(PyObject *self, PyObject *arg)
+{
+    unsigned long version = PyLong_AsUnsignedLong(arg);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    struct _py_func_state *state = &PyInterpreterState_Get()->func_state;
+    uint32_t old = state->next_version;
+    state->next_version = (uint32_t)version;
+    return PyLong_FromUnsignedLong(old);
+}
+
+
+/* --- An evaluator ------------------------------------------------------- */
+
+// Pushes frames as an extension does that was compiled with the headers of
+// 3.13.5: the mark of a frame is whatever was there before.
+static PyObject *
+evaluate(PyThreadState *tstate, _PyInterpreterFrame *frame, int throwflag)
+{
+    frame->callers_known = 1;
+    return _PyEval_EvalFrameDefault(tstate, frame, throwflag);
+}
+
+PyDoc_STRVAR(set_evaluator_doc,
+"tracemalloc_set_evaluator(new)\n"
+"--\n\n"
+"Set an evaluator of frames that does not know tracemalloc, or the default.");
+
+static PyObject *
+tracemalloc_set_evaluator(PyObject *self, PyObject *arg)
+{
+    int new = PyObject_IsTrue(arg);
+    if (new < 0) {
+        return NULL;
+    }
+    _PyInterpreterState_SetEvalFrameFunc(
+        PyInterpreterState_Get(),
+        new ? evaluate : _PyEval_EvalFrameDefault);
+    Py_RETURN_NONE;
+}
+
+
 /* --- The functions ------------------------------------------------------ */
 
 static PyMethodDef test_methods[] = {
@@ -524,6 +578,10 @@ static PyMethodDef test_methods[] = {
      take_keys_doc},
     {"tracemalloc_use_credit", tracemalloc_use_credit, METH_NOARGS,
      use_credit_doc},
+    {"tracemalloc_next_code_version", tracemalloc_next_code_version, METH_O,
+     next_code_version_doc},
+    {"tracemalloc_set_evaluator", tracemalloc_set_evaluator, METH_O,
+     set_evaluator_doc},
     {NULL},
 };
 

@@ -427,6 +427,22 @@ tracemalloc_damage(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(report_doc,
+"tracemalloc_report(address)\n"
+"--\n\n"
+"Abort with a fatal error that is about the object at this address.");
+
+static PyObject *
+tracemalloc_report(PyObject *self, PyObject *arg)
+{
+    void *ptr;
+    if (!_PyTestTracemalloc_AddressConverter(arg, &ptr)) {
+        return NULL;
+    }
+    _PyObject_AssertFailed((PyObject *)ptr, NULL, "reported for a test",
+                           __FILE__, __LINE__, __func__);
+}
+
 PyDoc_STRVAR(free_and_errno_doc,
 "tracemalloc_free_and_errno(domain, addresses)\n"
 "--\n\n"
@@ -504,6 +520,7 @@ static PyMethodDef test_methods[] = {
     {"tracemalloc_counted_raw", tracemalloc_counted_raw, METH_NOARGS,
      counted_raw_doc},
     {"tracemalloc_damage", tracemalloc_damage, METH_VARARGS, damage_doc},
+    {"tracemalloc_report", tracemalloc_report, METH_O, report_doc},
     {"tracemalloc_free_and_errno", tracemalloc_free_and_errno, METH_VARARGS,
      free_and_errno_doc},
     {"tracemalloc_forbid_membarrier", tracemalloc_forbid_membarrier,

@@ -39,6 +39,9 @@ static struct {
     uintptr_t kept;                     // atomic: the same block, once it is
     void *kept_ctx;                     // of that allocator; set before
 
+    void *free_with;                    // when this block is freed ...
+    void *also_freed;                   // ... then so is this raw block
+
     uintptr_t gate;                     // atomic: a size, or an address
     int gate_detaches;                  // set before the gate
     PyEvent gate_reached;
@@ -174,6 +177,10 @@ below_free(void *ctx, void *ptr)
     if (is_failing_thread() && ptr == below.spared) {
         below.spared = NULL;
     }
+    if (ptr != NULL && ptr == below.free_with) {
+        below.free_with = NULL;
+        PyMem_RawFree(below.also_freed);
+    }
     if (!kept) {
         wrapped->free(wrapped->ctx, ptr);
     }
@@ -223,6 +230,23 @@ tracemalloc_below_remove(PyObject *self, PyObject *Py_UNUSED(args))
         PyMem_SetAllocator((PyMemAllocatorDomain)i, &below.wrapped[i]);
     }
     below.installed = 0;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(free_with_doc,
+"tracemalloc_free_with(address, other)\n"
+"--\n\n"
+"Make the allocator free another block, one of the raw domain, while it\n"
+"frees the first one.");
+
+static PyObject *
+tracemalloc_free_with(PyObject *self, PyObject *args)
+{
+    if (!PyArg_ParseTuple(args, "O&O&", address_converter, &below.free_with,
+                          address_converter, &below.also_freed))
+    {
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
@@ -276,12 +300,14 @@ tracemalloc_call_failing(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(realloc_failing_doc,
-"tracemalloc_realloc_failing(domain, address, size, start, stop, spare)\n"
+"tracemalloc_realloc_failing(domain, address, size, start, stop, spare,\n"
+"                            detached=False)\n"
 "--\n\n"
 "Reallocate a block in the domain 'raw', 'mem' or 'obj', or allocate one if\n"
 "the address is 0, without memory for the requests from 'start' to 'stop'.\n\n"
 "If 'spare' is true then the block itself does not fail nor count.  Return\n"
-"(address or None, number of requests that failed, is a block lost?).");
+"(address or None, number of requests that failed, is a block lost?).  If\n"
+"'detached' is true then the thread is detached meanwhile.");
 
 static PyObject *
 tracemalloc_realloc_failing(PyObject *self, PyObject *args)
@@ -289,17 +315,27 @@ tracemalloc_realloc_failing(PyObject *self, PyObject *args)
     const domain_functions *domain;
     void *ptr;
     Py_ssize_t size, start, stop;
-    int spare;
-    if (!PyArg_ParseTuple(args, "O&O&nnnp", domain_converter, &domain,
+    int spare, detached = 0;
+    if (!PyArg_ParseTuple(args, "O&O&nnnp|p", domain_converter, &domain,
                           address_converter, &ptr, &size,
-                          &start, &stop, &spare)
+                          &start, &stop, &spare, &detached)
         || begin_failing(start, stop, spare ? size : 0) < 0)
     {
         return NULL;
     }
+    PyThreadState *tstate = detached ? PyEval_SaveThread() : NULL;
+    errno = 0;
     ptr = ptr ? domain->realloc(ptr, (size_t)size)
               : domain->malloc((size_t)size);
+    int wrong_errno = detached && ptr != NULL && errno == ENOMEM;
+    if (tstate != NULL) {
+        PyEval_RestoreThread(tstate);
+    }
     end_failing();
+    if (wrong_errno) {
+        PyErr_SetString(PyExc_AssertionError, "errno is that of a failure");
+        return NULL;
+    }
     int lost = ptr == NULL && below.spared != NULL;
     PyObject *addr = ptr == NULL ? Py_NewRef(Py_None)
                      : PyLong_FromVoidPtr(ptr);
@@ -402,6 +438,8 @@ static PyMethodDef test_methods[] = {
      below_install_doc},
     {"tracemalloc_below_remove", tracemalloc_below_remove, METH_NOARGS,
      below_remove_doc},
+    {"tracemalloc_free_with", tracemalloc_free_with, METH_VARARGS,
+     free_with_doc},
     {"tracemalloc_call_failing", tracemalloc_call_failing, METH_VARARGS,
      call_failing_doc},
     {"tracemalloc_realloc_failing", tracemalloc_realloc_failing,

@@ -6,14 +6,19 @@ from itertools import repeat
 from queue import SimpleQueue
 
 import _tracemalloc as tracemalloc
-from workloads import Empty, kept_ints, together
+from workloads import kept_ints, together
+
+
+# Threads that make instances of a class written in Python also wait for each
+# other to change its reference count.
+make = object
 
 
 def private_work(n, count):
     """A function for each thread, which makes and drops its own objects."""
     def work():
         for _ in repeat(None, n):
-            Empty()
+            make()
 
     return [work] * count
 
@@ -39,7 +44,7 @@ def queue_work(n, count):
         for _ in repeat(None, n // PIECE):
             while queue.qsize() > WAITING:
                 time.sleep(0)
-            queue.put([Empty() for _ in repeat(None, PIECE)])
+            queue.put([make() for _ in repeat(None, PIECE)])
 
     def free():
         for _ in repeat(None, n // PIECE):
@@ -47,7 +52,7 @@ def queue_work(n, count):
 
     def do_both():
         for _ in repeat(None, n // PIECE):
-            queue.put([Empty() for _ in repeat(None, PIECE)])
+            queue.put([make() for _ in repeat(None, PIECE)])
             queue.get()
 
     return [do_both] if count == 1 else [allocate, free]

@@ -8,8 +8,8 @@ from itertools import product
 PROGRAMS = sorted(path.stem for path in
                   (pathlib.Path(__file__).parent / 'programs').glob('*.py'))
 
-OPERATIONS = ('objects', 'lists', 'dicts', 'strings', 'buffers', 'kept_ints',
-              'reallocs')
+OPERATIONS = ('objects', 'lists', 'dicts', 'floats', 'strings', 'buffers',
+              'kept_ints', 'reallocs')
 DEPTHS = (5, 50, 500)
 FRAMES = (1, 25, 100)
 COUNTS = (1, 2, 4)

@@ -35,7 +35,7 @@ def objects(n):
 
 def lists(n):
     for _ in repeat(None, n):
-        [None]
+        [1, 2, 3, 4]
 
 
 def dicts(n):
@@ -47,6 +47,12 @@ def strings(n):
     number = 12345
     for _ in repeat(None, n):
         'a%d' % number
+
+
+def floats(n):
+    number = 1.5
+    for _ in repeat(None, n):
+        number * number
 
 
 def buffers(n):
@@ -71,7 +77,8 @@ def reallocs(n):
 
 
 OPERATIONS = {function.__name__: function for function in
-              (objects, lists, dicts, strings, buffers, kept_ints, reallocs)}
+              (objects, lists, dicts, floats, strings, buffers, kept_ints,
+               reallocs)}
 
 
 # --- One thread ------------------------------------------------------------

@@ -1,0 +1,235 @@
+"""The memory that tracemalloc takes for itself.
+
+It is as much as get_tracemalloc_memory() says, it does not depend on what was
+in the heap before, and all of it is given back.
+"""
+
+import textwrap
+import unittest
+
+from test.support.tracemalloc_helper import ScriptBase
+from test.test_tracemalloc_nomemory import NO_MEMORY
+
+
+class MemoryTests(ScriptBase):
+    """get_tracemalloc_memory() knows all memory that tracemalloc has."""
+
+    def check(self, source, least):
+        """It grows, and is what stop() gives back."""
+        self.run_script(f"""
+            capi.tracemalloc_count_raw()
+            code = compile(chr(10) * 5 + 'def line(f, *args): f(*args)',
+                           'name', 'exec')
+            namespace = {{}}
+            exec(code, namespace)
+            line = namespace['line']
+
+            def at_new_lines(count, func):
+                for i in range(count):
+                    line.__code__ = line.__code__.replace(co_firstlineno=i + 9)
+                    line(func, i)
+
+            kept = [None] * 24_000
+            def keep(i, size):
+                kept[i] = size.to_bytes(1) if size == 1 else bytearray(size)
+
+            tracemalloc.start(3)
+            before = tracemalloc.get_tracemalloc_memory()
+            {source}
+            claimed = tracemalloc.get_tracemalloc_memory()
+            assert claimed - before >= {least}, claimed - before
+            counted = capi.tracemalloc_counted_raw()
+            tracemalloc.stop()
+            given_back = counted - capi.tracemalloc_counted_raw()
+            assert claimed >= 0.97 * given_back, (claimed, given_back)
+            # What all interpreters use remains.
+            assert claimed <= 1.1 * given_back + 20_000, (claimed, given_back)
+            """)
+
+    def test_nothing(self):
+        self.check("pass", 0)
+
+    def test_queries(self):
+        # They give back what they needed, whether or not there is a trace.
+        self.run_script("""
+            old = bytearray(1)
+            capi.tracemalloc_count_raw()
+            tracemalloc.start(3)
+            new = bytearray(1)
+            for query in (tracemalloc._get_traces,
+                          lambda: tracemalloc._get_object_traceback(old),
+                          lambda: tracemalloc._get_object_traceback(new)):
+                # Python keeps some memory the first time.
+                for i in range(2000):
+                    if i == 1000:
+                        before = capi.tracemalloc_counted_raw()
+                    query()
+                grown = capi.tracemalloc_counted_raw() - before
+                assert grown < 5000, (query, grown)
+            """)
+
+    def test_nothing_is_lost(self):
+        # stop() gives all memory back.
+        self.run_script("""
+            capi.tracemalloc_count_raw()
+            code = compile('def line(): return bytearray(700)', 'x', 'exec')
+            exec(code)
+
+            def down(n, kept):
+                kept.append(bytearray(n + 1))
+                if n > 0:
+                    down(n - 1, kept)
+
+            def work(count, trace=True):
+                if trace:
+                    tracemalloc.start(3)
+                kept = []
+                for i in range(count):
+                    line.__code__ = line.__code__.replace(co_firstlineno=i + 9)
+                    kept.append(line())
+                down(count // 10, kept)
+                tracemalloc.stop()
+
+            for count, repeat in (3000, 5), (1, 1000):
+                # Python keeps some memory the first time.
+                for _ in range(3):
+                    work(count, False)
+                bottom = capi.tracemalloc_counted_raw()
+                work(count)
+                before = capi.tracemalloc_counted_raw()
+                for _ in range(repeat):
+                    work(count)
+                grown = capi.tracemalloc_counted_raw() - before
+                assert grown < 5000, (count, grown)
+                kept = before - bottom
+                assert kept < 20_000, (count, kept)
+            """)
+
+    def test_small_objects(self):
+        self.check("kept = [object() for _ in kept]", 24_000 * 4)
+
+    def test_small_objects_of_all_sizes(self):
+        # There is room for one size after the other in the same memory.
+        self.check('''
+            for size in range(1, 400, 50):
+                kept[:] = [bytes(size) for _ in kept]
+                kept[:] = [None] * len(kept)
+            kept[:] = [object() for _ in kept]
+            ''', 24_000 * 4)
+
+    def test_full_heap(self):
+        # There is room for one object in each page.
+        self.run_script("""
+            kept = [bytes(100) for _ in range(100_000)]
+            del kept[::100]
+            tracemalloc.start()
+            before = tracemalloc.get_tracemalloc_memory()
+            new = [bytes(100) for _ in range(1000)]
+            after = tracemalloc.get_tracemalloc_memory()
+            assert after - before < 200 * len(new), after - before
+            """)
+
+    def test_large_objects(self):
+        self.check("kept = [bytes(700) for _ in kept]", 24_000 * 8)
+
+    def test_raw_blocks(self):
+        self.check("kept = [capi.tracemalloc_raw_malloc(50) for _ in kept]",
+                   24_000 * 8)
+
+    def test_freed_raw_blocks(self):
+        # Their traces do not take the memory any more.
+        self.run_script("""
+            tracemalloc.start()
+            addrs = [capi.tracemalloc_raw_malloc(50) for _ in range(24_000)]
+            before = tracemalloc.get_tracemalloc_memory()
+            while addrs:
+                capi.tracemalloc_raw_free(addrs.pop())
+            after = tracemalloc.get_tracemalloc_memory()
+            assert after < before / 2, (before, after)
+            """)
+
+    def test_tracked_addresses(self):
+        self.check("[capi.tracemalloc_track(7, i, i) for i in range(24_000)]",
+                   24_000 * 8)
+
+    def test_new_lines(self):
+        self.check("at_new_lines(5000, bytearray)", 5000 * 4)
+
+    def test_deep_recursion(self):
+        self.check("""
+            def down(n):
+                bytearray(n + 1) if n == 0 else down(n - 1)
+            sys.setrecursionlimit(50_000)
+            down(20_000)
+            """, 0)
+
+
+class NoMemoryTests(ScriptBase):
+    """Without memory what was made already is given back."""
+
+    def test_failed_start_loses_nothing(self):
+        self.run_script(NO_MEMORY + textwrap.dedent("""
+            capi.tracemalloc_count_raw()
+            capi.tracemalloc_below_install()
+            def try_all():
+                for n in count():
+                    exc, failed = capi.tracemalloc_call_failing(
+                        tracemalloc.start, n, sys.maxsize)
+                    if not failed:
+                        break
+                    assert not tracemalloc.is_tracing()
+                tracemalloc.stop()
+                return n
+            assert try_all() > 3
+            before = capi.tracemalloc_counted_raw()
+            for _ in range(20):
+                try_all()
+            grown = capi.tracemalloc_counted_raw() - before
+            assert grown < 2000, grown
+            """))
+
+    def test_failed_queries_lose_nothing(self):
+        # Neither memory nor objects.
+        self.run_script(NO_MEMORY + textwrap.dedent("""
+            import gc
+            gc.disable()
+            capi.tracemalloc_count_raw()
+            capi.tracemalloc_below_install()
+            # Its line number is no small int.
+            code = compile(chr(10) * 900 + 'kept.append(object())', 'x',
+                           'exec')
+            kept = []
+
+            def take():
+                tracemalloc.start(5)
+                kept[:] = [bytearray(800)]
+                exec(code)
+                failures = 0
+                for query in (
+                    tracemalloc._get_traces,
+                    lambda: tracemalloc._get_object_traceback(kept[1]),
+                ):
+                    for n in count():
+                        exc, failed = capi.tracemalloc_call_failing(
+                            query, n, n + 1)
+                        failures += failed
+                        if not failed:
+                            break
+                tracemalloc.stop()
+                return failures
+
+            for _ in range(3):
+                assert take() > 9
+            size = capi.tracemalloc_counted_raw()
+            blocks = sys.getallocatedblocks()
+            for _ in range(100):
+                take()
+            blocks = sys.getallocatedblocks() - blocks
+            size = capi.tracemalloc_counted_raw() - size
+            assert blocks < 50, blocks
+            assert size < 10_000, size
+            """))
+
+
+if __name__ == '__main__':
+    unittest.main()
