@@ -15,7 +15,8 @@ from test import support
 from test.support import import_helper, threading_helper
 from test.support.tracemalloc_helper import (
     ADDRESS, CONFIGS, DOMAIN, MARK, FaultsBase, TestBase, get_lineno)
-from test.test_tracemalloc_tracebacks import TracebackTestCase, frames_of
+from test.test_tracemalloc_tracebacks import (
+    TracebackTestCase, call_with_trace, frames_of)
 
 tracemalloc = import_helper.import_module('_tracemalloc')
 capi = import_helper.import_module('_testinternalcapi')
@@ -440,12 +441,7 @@ class FrameTests(TracebackTestCase):
                     record.compare(
                         tracemalloc._get_object_traceback(block), frames)
                 return trace
-            old = sys.gettrace()
-            sys.settrace(trace)
-            try:
-                func()
-            finally:
-                sys.settrace(old)
+            call_with_trace(func, trace)
             self.assertEqual(record.count, 2)
 
     def test_line_set_before_the_same_allocation(self):
@@ -465,12 +461,7 @@ class FrameTests(TracebackTestCase):
                         record()
                         frame.f_lineno = lineno
                 return trace
-            old = sys.gettrace()
-            sys.settrace(trace)
-            try:
-                func()
-            finally:
-                sys.settrace(old)
+            call_with_trace(func, trace)
             self.assertEqual(record.count, 2)
 
     def test_cleared_before_the_same_allocation(self):

@@ -36,6 +36,16 @@ def frames_of(frame):
     return frames
 
 
+def call_with_trace(func, trace):
+    """Call a function while there is this trace function."""
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        func()
+    finally:
+        sys.settrace(old)
+
+
 def recurse_without_allocating(steps, flags, blocks):
     for _ in steps:
         recurse_without_allocating(steps, flags, blocks)
@@ -523,12 +533,7 @@ class ChangeTests(TracebackTestCase):
                 if event == 'line' and jumps and frame.f_lineno == jumps[0][0]:
                     frame.f_lineno = jumps.pop(0)[1]
                 return trace
-            old = sys.gettrace()
-            sys.settrace(trace)
-            try:
-                func()
-            finally:
-                sys.settrace(old)
+            call_with_trace(func, trace)
             self.assertEqual(jumps, [])
 
     def test_started_again(self):
