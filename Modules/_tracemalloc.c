@@ -29,7 +29,6 @@ typedef struct {
     // By id, as far as there is room: strong references or NULL.
     PyObject **objects;
     size_t nobjects;
-    PyObject *filename;           // the last one without room
 } converter;
 
 static int
@@ -56,48 +55,31 @@ converter_fini(converter *conv)
         Py_XDECREF(conv->objects[i]);
     }
     PyMem_RawFree(conv->objects);
-    Py_XDECREF(conv->filename);
 }
 
-// Returns a borrowed reference, good until the next call.
 static PyObject *
 filename_as_object(converter *conv, uint32_t id)
 {
-    PyObject **cached = &conv->filename;
-    if (id < conv->nobjects) {
-        cached = &conv->objects[id];
+    if (id == 0) {
+        return Py_NewRef(&_Py_STR(anon_unknown));
     }
-    else {
-        Py_CLEAR(conv->filename);
+    if (id < conv->nobjects && conv->objects[id] != NULL) {
+        return Py_NewRef(conv->objects[id]);
     }
-    if (*cached == NULL) {
-        if (id == 0) {
-            *cached = Py_NewRef(&_Py_STR(anon_unknown));
-        }
-        else {
-            const tracemalloc_item *name = _PyTraceMalloc_GetItem(conv->intern,
-                                                                  id);
-            *cached = PyUnicode_FromKindAndData(name->unit, name->frames,
-                                                (Py_ssize_t)name->length);
-        }
+    const tracemalloc_item *name = _PyTraceMalloc_GetItem(conv->intern, id);
+    PyObject *filename = PyUnicode_FromKindAndData(name->unit, name->frames,
+                                                   (Py_ssize_t)name->length);
+    if (filename != NULL && id < conv->nobjects) {
+        conv->objects[id] = Py_NewRef(filename);
     }
-    return *cached;
+    return filename;
 }
 
 static PyObject *
 frame_as_object(converter *conv, const tracemalloc_frame *frame)
 {
-    PyObject *filename = filename_as_object(conv, frame->filename);
-    if (filename == NULL) {
-        return NULL;
-    }
-    PyObject *lineno = PyLong_FromUnsignedLong(frame->lineno);
-    if (lineno == NULL) {
-        return NULL;
-    }
-    PyObject *tuple = PyTuple_Pack(2, filename, lineno);
-    Py_DECREF(lineno);
-    return tuple;
+    return Py_BuildValue("(NI)", filename_as_object(conv, frame->filename),
+                         (unsigned int)frame->lineno);
 }
 
 static PyObject *

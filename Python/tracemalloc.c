@@ -33,8 +33,24 @@ start_threads(void)
 
 /* --- Reference tracer --------------------------------------------------- */
 
+static inline int
+call_user_tracer(PyObject *op, PyRefTracerEvent event, void *data)
+{
+    PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
+        &RUNTIME->ref_tracer);
+    return user != NULL ? user(op, event, data) : 0;
+}
+
 // A block from a free list has the trace of its previous life; it gets the
-// traceback of its new one (bpo-35053).  Returns what the user's tracer does.
+// traceback of its new one (bpo-35053).
+static Py_NO_INLINE int
+trace_new_object(PyThreadState *tstate, PyObject *op, void *data)
+{
+    _PyTraceMalloc_Reattribute(tstate, op);
+    return call_user_tracer(op, PyRefTracer_CREATE, data);
+}
+
+// Returns what the user's tracer does.
 static int
 trace_ref(PyObject *op, PyRefTracerEvent event, void *data)
 {
@@ -43,11 +59,9 @@ trace_ref(PyObject *op, PyRefTracerEvent event, void *data)
         && tstate->interp->tracemalloc.tracing
         && !thread_of(tstate)->reentrant)
     {
-        _PyTraceMalloc_Reattribute(tstate, op);
+        return trace_new_object(tstate, op, data);
     }
-    PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
-        &RUNTIME->ref_tracer);
-    return user != NULL ? user(op, event, data) : 0;
+    return call_user_tracer(op, event, data);
 }
 
 // There is one slot for a tracer.  While an interpreter traces, ours takes the
@@ -101,25 +115,6 @@ add_to_ntracing(int change)
     set_tracer_slot();
 }
 
-// -1 if there is no memory.
-static int
-open_traces(interp_state *tm)
-{
-    // Hooks are in, so there is an allocator below them.
-    if (_PyTraceMalloc_OpenTraces(
-            tm, _PyTraceMalloc_AllocatorBelow(PYMEM_DOMAIN_RAW)) < 0)
-    {
-        return -1;
-    }
-    if (_PyTraceMalloc_LocationsInit(tm) < 0) {
-        _PyTraceMalloc_TableFree(&tm->table);
-        return -1;
-    }
-    llist_init(&tm->threads);
-    tm->capture_memory = 0;
-    return 0;
-}
-
 // -1 if there is no memory, -2 if there is no key.
 static int
 start_locked(interp_state *tm, int max_nframe, bool inherited,
@@ -133,7 +128,9 @@ start_locked(interp_state *tm, int max_nframe, bool inherited,
         return -2;
     }
     // Hooks first, so that the free of what is traced is seen.
-    if (_PyTraceMalloc_InstallHooks(reached) < 0 || open_traces(tm) < 0) {
+    if (_PyTraceMalloc_InstallHooks(reached) < 0
+        || _PyTraceMalloc_OpenTraces(tm) < 0)
+    {
         PyThread_tss_delete(&tm->reentrant_key);
         if (is_idle()) {
             _PyTraceMalloc_RemoveHooks();
@@ -219,7 +216,6 @@ stop_locked(PyInterpreterState *interp)
     }
     _PyTraceMalloc_DropTraces(tm);
     _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : -1);
-    _PyTraceMalloc_LocationsFree(tm);
     PyThread_tss_delete(&tm->reentrant_key);
     if (is_idle()) {
         _PyTraceMalloc_RemoveHooks();
@@ -244,13 +240,6 @@ _PyTraceMalloc_ThreadEnds(PyThreadState *tstate)
 {
     thread_state *ts = thread_of(tstate);
     ts->ended = true;
-    bool has_credit = false;
-#ifdef Py_GIL_DISABLED
-    has_credit = _Py_atomic_load_int_relaxed(&ts->credit.open);
-#endif
-    if (ts->capture == NULL && !has_credit) {
-        return;
-    }
     lock_mutex(&RUNTIME->mutex);
     forget_thread(tstate->interp, ts);
     PyMutex_Unlock(&RUNTIME->mutex);
@@ -312,6 +301,10 @@ _PyTraceMalloc_AfterFork_Child(void)
     interp_state *tm = &_PyRuntime._main_interpreter.tracemalloc;
     _PyMutex_at_fork_reinit(&RUNTIME->mutex);
     _PyMutex_at_fork_reinit(&tm->mutex);
+    if (RUNTIME->directory != NULL) {
+        // If nobody traces, it was not taken before fork().
+        _PyMutex_at_fork_reinit(&RUNTIME->directory->mutex);
+    }
     if (is_idle()) {
         return;
     }
@@ -324,7 +317,6 @@ _PyTraceMalloc_AfterFork_Child(void)
             add_to_ntracing(-1);
         }
     }
-    _PyMutex_at_fork_reinit(&RUNTIME->directory->mutex);
     _PyTraceMalloc_ForgetOthersAfterFork(tm);
     if (is_idle()) {
         // Another thread may have held the mutex of the allocators.
@@ -350,7 +342,6 @@ _PyTraceMalloc_ClearTraces(void)
         // Without memory the first traces may need some.
         (void)_PyTraceMalloc_TableInit(&tm->table, tm->table.allocator);
         tm->generation = ++RUNTIME->last_number;
-        _PyTraceMalloc_LocationsClear(tm);
         new_epoch(tm);
         _PyTraceMalloc_ResetCounterPeak();
     }
@@ -369,7 +360,9 @@ _PyTraceMalloc_FramesChanged(PyInterpreterState *interp)
         new_epoch(tm);
         // With this lock nobody is looking at a filename.
         lock_mutex(&tm->mutex);
-        _PyTraceMalloc_LocationsClear(tm);
+        if (tm->intern != NULL) {
+            memset(tm->intern->locations, 0, sizeof(tm->intern->locations));
+        }
         PyMutex_Unlock(&tm->mutex);
     }
     PyMutex_Unlock(&RUNTIME->mutex);
@@ -382,8 +375,7 @@ _PyTraceMalloc_GetMemory(void)
     lock_mutex(&RUNTIME->mutex);
     size_t size = 0;
     if (tm->tracing) {
-        size = _PyTraceMalloc_TracesMemory(tm)
-               + _PyTraceMalloc_LocationsMemory(tm);
+        size = _PyTraceMalloc_TracesMemory(tm);
     }
     PyMutex_Unlock(&RUNTIME->mutex);
     return size;

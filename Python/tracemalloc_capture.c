@@ -28,9 +28,10 @@
 // which no two code objects of an interpreter have in common, whenever they
 // live; 0 is no version.
 //
-// An evaluator that was set by _PyInterpreterState_SetEvalFrameFunc() may push
-// frames without resetting the mark: while there is one, each capture walks
-// over all frames.
+// Others push frames without resetting the mark.  While there is an evaluator
+// that was set by _PyInterpreterState_SetEvalFrameFunc(), each capture walks
+// over all frames.  Compiled extension modules push frames of their own, which
+// have no function: nothing is remembered of them.
 
 #include "Python.h"
 #include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
@@ -61,8 +62,6 @@ typedef struct {
 
 // Belongs to a thread.  One piece of memory, which has all the arrays.
 struct _tracemalloc_capture {
-    const PyMemAllocatorEx *allocator;
-    uint64_t epoch;
     size_t nnodes;
     size_t max_nodes;             // a power of 2
     call_node *nodes;             // the id of a node is its index + 1
@@ -114,7 +113,6 @@ new_capture(interp_state *tm, size_t max_nodes)
     if (capture == NULL) {
         return NULL;
     }
-    capture->allocator = allocator;
     capture->max_nodes = max_nodes;
     capture->nodes = (call_node *)(capture + 1);
     capture->activations = (activation *)(capture->nodes + max_nodes);
@@ -129,8 +127,9 @@ static void
 free_capture(interp_state *tm, tracemalloc_capture *capture)
 {
     size_t size = capture_memory(capture->max_nodes);
+    const PyMemAllocatorEx *allocator = tm->table.allocator;
     _Py_atomic_add_ssize(&tm->capture_memory, -(Py_ssize_t)size);
-    capture->allocator->free(capture->allocator->ctx, capture);
+    allocator->free(allocator->ctx, capture);
 }
 
 // The thread's first trace.
@@ -156,8 +155,6 @@ _PyTraceMalloc_CaptureFree(PyInterpreterState *interp, thread_state *ts)
     llist_remove(&ts->node);
     free_capture(&interp->tracemalloc, ts->capture);
     ts->capture = NULL;
-    memset(ts->sites, 0, sizeof(ts->sites));
-    ts->last_block = 0;
 }
 
 // Replace a capture by a larger one, which remembers nothing.  Returns false,
@@ -173,7 +170,6 @@ grow_capture(interp_state *tm, thread_state *ts)
     if (grown == NULL) {
         return false;
     }
-    grown->epoch = old->epoch;
     ts->capture = grown;
     free_capture(tm, old);
     return true;
@@ -244,6 +240,12 @@ depth_of(tracemalloc_capture *capture, bool by_depth, uint32_t callers)
 
 /* --- Activations -------------------------------------------------------- */
 
+static inline bool
+is_pushed_by_core(const _PyInterpreterFrame *frame)
+{
+    return frame->f_funcobj != NULL;
+}
+
 static inline activation *
 activation_slot(tracemalloc_capture *capture,
                 const _PyInterpreterFrame *frame)
@@ -256,7 +258,7 @@ static inline activation *
 find_activation(tracemalloc_capture *capture,
                 const _PyInterpreterFrame *frame)
 {
-    if (!frame->callers_known) {
+    if (!frame->callers_known || !is_pushed_by_core(frame)) {
         return NULL;
     }
     activation *found = activation_slot(capture, frame);
@@ -267,8 +269,10 @@ static void
 remember(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
          uint32_t callers)
 {
-    *activation_slot(capture, frame) = (activation){frame, callers};
-    frame->callers_known = 1;
+    if (is_pushed_by_core(frame)) {
+        *activation_slot(capture, frame) = (activation){frame, callers};
+        frame->callers_known = 1;
+    }
 }
 
 // Forget the sites of former activations at the place of these frames.
@@ -413,11 +417,10 @@ refresh_capture(const tracemalloc_caller *caller, thread_state *ts)
         return -1;
     }
     uint64_t epoch = _Py_atomic_load_uint64_relaxed(&caller->interp->epoch);
-    tracemalloc_capture *capture = ts->capture;
-    if (capture->epoch != epoch) {
-        forget(capture);
+    if (ts->epoch != epoch) {
+        forget(ts->capture);
         memset(ts->sites, 0, sizeof(ts->sites));
-        capture->epoch = ts->epoch = epoch;
+        ts->epoch = epoch;
     }
     return 0;
 }
@@ -437,9 +440,11 @@ capture_frame(const tracemalloc_caller *caller, _PyInterpreterFrame *frame,
     if (find_traceback(ts->capture, tm, frame, callers, id) < 0) {
         return -1;
     }
-    *site_of(ts, frame->instr_ptr) = (tracemalloc_site){
-        frame, frame->instr_ptr, *id,
-    };
+    if (is_pushed_by_core(frame)) {
+        *site_of(ts, frame->instr_ptr) = (tracemalloc_site){
+            frame, frame->instr_ptr, *id,
+        };
+    }
     assert(_PyTraceMalloc_IsExact(tm, frame, *id));
     return 0;
 }
@@ -462,6 +467,7 @@ _PyTraceMalloc_Capture(const tracemalloc_caller *caller, uint32_t *id)
     if (tstate == NULL || tstate->current_frame == NULL) {
         return 0;
     }
+    // After clear_traces() its id may stand for something else.
     thread_of(tstate)->last_block = 0;
     if (thread_of(tstate)->ended) {
         return 0;

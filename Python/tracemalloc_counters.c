@@ -30,18 +30,13 @@
 // checker.
 
 #include "Python.h"
+#include "pycore_lock.h"          // _Py_yield()
 #include "pycore_runtime.h"       // _PyRuntime
 #include "pycore_tracemalloc.h"   // tracemalloc_counters
 
 #ifdef __linux__
 #  include <sys/syscall.h>        // SYS_membarrier
 #  include <unistd.h>             // syscall()
-#  ifdef SYS_membarrier
-#    include <linux/membarrier.h> // MEMBARRIER_CMD_PRIVATE_EXPEDITED
-#  endif
-#endif
-#ifdef HAVE_SCHED_H
-#  include <sched.h>              // sched_yield()
 #endif
 
 #define ONE_OPEN (UINT64_C(1) << 48)
@@ -54,7 +49,7 @@
 
 // Sizes from here on are counted apart: `word` has 48 bits, and
 // PyTraceMalloc_Track() takes any size.
-#define HUGE_SIZE (UINT64_C(1) << 32)
+#define HUGE_SIZE (UINT64_C(1) << 38)
 
 // Operations until a closed credit is opened again.
 #define REST 1024
@@ -63,6 +58,10 @@
 // the second while others have credit.
 #define MAX_GRANT 65536
 #define MIN_GRANT 1024
+
+// From <linux/membarrier.h>, which may be older than the kernel.
+#define BARRIER 8
+#define REGISTER_BARRIER 16
 
 // How long to wait for the other processors where the barrier was refused, in
 // nanoseconds.  Their write buffers are empty long before.
@@ -100,20 +99,9 @@ register_barrier(void)
     return true;
 #elif defined(__linux__) && defined(SYS_membarrier) && !defined(__ANDROID__)
     // Android may kill a process for a system call that it does not allow.
-    return syscall(SYS_membarrier,
-                   MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
+    return syscall(SYS_membarrier, REGISTER_BARRIER, 0, 0) == 0;
 #else
     return false;
-#endif
-}
-
-static void
-yield_processor(void)
-{
-#ifdef MS_WINDOWS
-    SwitchToThread();
-#elif defined(HAVE_SCHED_H)
-    sched_yield();
 #endif
 }
 
@@ -125,7 +113,7 @@ make_visible(void)
     _Py_atomic_fence_seq_cst();
 #if !defined(_Py_THREAD_SANITIZER) && defined(__linux__) \
     && defined(SYS_membarrier)
-    if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0) {
+    if (syscall(SYS_membarrier, BARRIER, 0, 0) == 0) {
         return;
     }
     // Forbidden since: never open a credit again.  For those that are open,
@@ -134,7 +122,7 @@ make_visible(void)
     PyTime_t start, now;
     (void)PyTime_PerfCounterRaw(&start);
     do {
-        yield_processor();
+        _Py_yield();
         (void)PyTime_PerfCounterRaw(&now);
     } while (now - start < BLIND_WAIT);
 #endif
@@ -184,7 +172,7 @@ static void
 take_credit(tracemalloc_credit *credit, int rest)
 {
     while (_Py_atomic_load_int_acquire(&credit->inside)) {
-        yield_processor();
+        _Py_yield();
     }
     _Py_atomic_add_uint64(&COUNTERS->word,
                           -(ONE_OPEN + (uint64_t)credit->available));
@@ -307,8 +295,8 @@ open_credit(tracemalloc_credit *credit, bool locked)
         if (_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
                                                word + ONE_OPEN + grant))
         {
-            credit->available = (Py_ssize_t)grant;
-            credit->limit = Py_MAX(4 * (Py_ssize_t)grant, MIN_GRANT);
+            credit->available = (int64_t)grant;
+            credit->limit = (int64_t)Py_MAX(4 * grant, MIN_GRANT);
             llist_insert_tail(&COUNTERS->open, &credit->node);
             _Py_atomic_store_int_release(&credit->open, 1);
             break;
@@ -321,7 +309,7 @@ open_credit(tracemalloc_credit *credit, bool locked)
 static void
 end_rest(tracemalloc_credit *credit, bool locked)
 {
-    if (_Py_atomic_load_int_relaxed(&credit->open)) {
+    if (credit == NULL || _Py_atomic_load_int_relaxed(&credit->open)) {
         return;
     }
     int rest = _Py_atomic_load_int_relaxed(&credit->rest);
@@ -338,7 +326,7 @@ end_rest(tracemalloc_credit *credit, bool locked)
 static bool
 refill_credit(tracemalloc_credit *credit, size_t size)
 {
-    uint64_t need = size - (size_t)credit->available;
+    uint64_t need = size - (uint64_t)credit->available;
     uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
     for (;;) {
         uint64_t peak = load_peak();
@@ -357,7 +345,7 @@ refill_credit(tracemalloc_credit *credit, size_t size)
             if (need > room) {
                 raise_peak(word + grant - ONE_OPEN);
             }
-            credit->available = (Py_ssize_t)(grant - need);
+            credit->available = (int64_t)(grant - need);
             credit->limit = Py_MAX(credit->limit, 4 * credit->available);
             return true;
         }
@@ -386,39 +374,20 @@ add_to_word(size_t size, bool locked)
             break;
         }
     }
-}
-
-void
-_PyTraceMalloc_AddToSum(size_t size, bool locked)
-{
-    if (is_among_huge(size)) {
-        count_among_huge(size, true, locked);
-    }
-    else {
-        add_to_word(size, locked);
+    if (has_huge()) {
+        // They came meanwhile.
+        count_among_huge(0, true, locked);
     }
 }
 
 void
-_PyTraceMalloc_TakeFromSum(size_t size, bool locked)
-{
-    if (is_among_huge(size)) {
-        count_among_huge(size, false, locked);
-    }
-    else {
-        remove_from_word(size);
-    }
-}
-
-void
-_PyTraceMalloc_CountAddSlow(tracemalloc_credit *credit, size_t size,
-                            bool locked)
+_PyTraceMalloc_AddToSum(tracemalloc_credit *credit, size_t size, bool locked)
 {
     if (is_among_huge(size)) {
         count_among_huge(size, true, locked);
         return;
     }
-    if (_PyTraceMalloc_EnterCredit(credit)) {
+    if (credit != NULL && _PyTraceMalloc_EnterCredit(credit)) {
         bool done = refill_credit(credit, size);
         _PyTraceMalloc_LeaveCredit(credit);
         if (done) {
@@ -429,30 +398,36 @@ _PyTraceMalloc_CountAddSlow(tracemalloc_credit *credit, size_t size,
     end_rest(credit, locked);
 }
 
+// With open credit.  The owner is inside.
+static void
+return_to_credit(tracemalloc_credit *credit, size_t size)
+{
+    // Others would have to do without what this thread hoards; one that is
+    // alone may have any credit.
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    uint64_t limit = HUGE_SIZE;
+    if (NUM_OPEN(word) > 1) {
+        limit = Py_MIN(load_peak() / 16, 4 * MAX_GRANT);
+    }
+    credit->available += (int64_t)size;
+    credit->limit = (int64_t)Py_MAX(limit, MIN_GRANT);
+    int64_t extra = credit->available - credit->limit / 2;
+    if (extra > 0) {
+        _Py_atomic_add_uint64(&COUNTERS->word, -(uint64_t)extra);
+        credit->available -= extra;
+    }
+}
+
 void
-_PyTraceMalloc_CountRemoveSlow(tracemalloc_credit *credit, size_t size,
-                               bool locked)
+_PyTraceMalloc_TakeFromSum(tracemalloc_credit *credit, size_t size,
+                           bool locked)
 {
     if (is_among_huge(size)) {
         count_among_huge(size, false, locked);
         return;
     }
-    if (_PyTraceMalloc_EnterCredit(credit)) {
-        // Others would have to do without what this thread hoards; one that
-        // is alone may have any credit.
-        uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
-        uint64_t limit = HUGE_SIZE - 1;
-        if (NUM_OPEN(word) > 1) {
-            limit = Py_MIN(load_peak() / 16, 4 * MAX_GRANT);
-        }
-        credit->available += (Py_ssize_t)size;
-        credit->limit = (Py_ssize_t)Py_MIN(Py_MAX(limit, MIN_GRANT),
-                                           PY_SSIZE_T_MAX);
-        Py_ssize_t extra = credit->available - credit->limit / 2;
-        if (extra > 0) {
-            _Py_atomic_add_uint64(&COUNTERS->word, -(uint64_t)extra);
-            credit->available -= extra;
-        }
+    if (credit != NULL && _PyTraceMalloc_EnterCredit(credit)) {
+        return_to_credit(credit, size);
         _PyTraceMalloc_LeaveCredit(credit);
         return;
     }

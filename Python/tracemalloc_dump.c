@@ -82,7 +82,11 @@ dump_trace(int fd, interp_state *tm, const tracemalloc_removed *removed,
                  && _PyTraceMalloc_Find(as_interp(tm), 0, ptr, &trace);
     if (!found && removed->owner == tm && removed->trace.ptr == ptr) {
         trace = removed->trace;
-        found = trace.traceback != _PyTraceMalloc_NO_TRACEBACK;
+        // Another thread may have cleared the traces meanwhile.
+        found = trace.traceback == _PyTraceMalloc_UNKNOWN
+                || (trace.traceback != _PyTraceMalloc_NO_TRACEBACK
+                    && tm->intern != NULL
+                    && trace.traceback <= tm->intern->last_id);
     }
     if (found) {
         dump_frames(fd, tm->intern, trace.traceback);

@@ -62,8 +62,8 @@ _PyTraceMalloc_EndCall(const tracemalloc_caller *caller)
 
 // The allocator below a hook may call another one: pymalloc gets what is
 // larger than 512 bytes from the raw domain.  A block is traced once, by the
-// outermost hook.  It also notes for a fatal error report which block is being
-// freed, and what trace that had.
+// outermost hook.  That hook also notes which block is being freed, and the
+// traceback that it had, for the report of a fatal error.
 
 static inline bool
 had_trace(const tracemalloc_removed *removed)
@@ -199,7 +199,7 @@ begin(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
         _PyTraceMalloc_RemoveBlock(caller->tstate, removed);
     }
     else if (removed->trace.ptr != 0) {
-        // Not what PyTraceMalloc_Track() may have said of NULL.
+        // NULL is no block, though PyTraceMalloc_Track() may have got it.
         _PyTraceMalloc_Remove(caller, removed);
     }
     if (function == FREE && had_trace(removed)) {
@@ -227,11 +227,9 @@ end(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
         }
     }
     if (traced && ptr != NULL) {
-        uintptr_t old = removed->trace.ptr;
         res = add_trace(caller, domain, ptr, size,
-                        old == 0 ? BLOCK_NEW
-                        : old == (uintptr_t)ptr ? BLOCK_IN_PLACE
-                                                : BLOCK_MOVED);
+                        removed->trace.ptr == 0 ? BLOCK_NEW
+                                                : BLOCK_REALLOCATED);
     }
     leave(caller, removed, traced);
     return res;
@@ -272,32 +270,25 @@ call_detached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
 
 /* --- Allocate, reallocate, free ----------------------------------------- */
 
-// Of a thread that is not attached, or is not to be traced.
-static Py_NO_INLINE void *
-alloc_otherwise(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
-                alloc_function function, size_t nelem, size_t elsize)
-{
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate != NULL) {
-        thread_of(tstate)->reached |= DOMAIN_BIT(domain);
-    }
-    else if (!is_idle()) {
-        return call_detached(domain, alloc, function, NULL, nelem, elsize);
-    }
-    return call_below(alloc, function, NULL, nelem, elsize);
-}
-
 static inline Py_ALWAYS_INLINE void *
 hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
            size_t nelem, size_t elsize)
 {
-    const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
+    const PyMemAllocatorEx *alloc;
     if (tstate == NULL || !tstate->interp->tracemalloc.tracing
         || thread_of(tstate)->reentrant)
     {
-        return alloc_otherwise(domain, alloc, function, nelem, elsize);
+        alloc = below(domain, level);
+        if (tstate != NULL) {
+            thread_of(tstate)->reached |= DOMAIN_BIT(domain);
+        }
+        else if (!is_idle()) {
+            return call_detached(domain, alloc, function, NULL, nelem, elsize);
+        }
+        return call_below(alloc, function, NULL, nelem, elsize);
     }
+    alloc = below(domain, level);
     thread_state *ts = thread_of(tstate);
     ts->reentrant = true;
     void *ptr = call_below(alloc, function, NULL, nelem, elsize);
@@ -312,14 +303,29 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
     return ptr;
 }
 
-// Can the block have no trace?  Then nobody traces, or an outer hook has
-// removed the trace, or there is no block.
-static inline bool
-has_no_trace(PyThreadState *tstate, void *ptr)
+// Has the block no trace, and is it to get none?  Then there is no block, or
+// nobody traces, or an outer hook is at work, or the calling thread is not
+// traced, and nobody else has traces of such blocks.
+static inline Py_ALWAYS_INLINE bool
+has_no_trace(PyThreadState *tstate, PyMemAllocatorDomain domain, void *ptr)
 {
-    return ptr == NULL || is_idle()
-           || (tstate != NULL
-               && thread_of(tstate)->freed_block == (uintptr_t)ptr);
+    if (ptr == NULL || is_idle()) {
+        return true;
+    }
+    if (tstate == NULL) {
+        return false;
+    }
+    if (thread_of(tstate)->freed_block == (uintptr_t)ptr) {
+        return true;
+    }
+    if (tstate->interp->tracemalloc.tracing) {
+        return false;
+    }
+    if (domain == PYMEM_DOMAIN_RAW) {
+        return !may_be_listed(0, (uintptr_t)ptr);
+    }
+    return WITH_GIL && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0
+           && !shares_obmalloc(&tstate->interp->tracemalloc);
 }
 
 // What an attached thread does less often than the hooks below.
@@ -344,7 +350,7 @@ hook_realloc(PyMemAllocatorDomain domain, int level, void *ptr, size_t size)
     }
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
-    if (has_no_trace(tstate, ptr)) {
+    if (has_no_trace(tstate, domain, ptr)) {
         return alloc->realloc(alloc->ctx, ptr, size);
     }
     if (tstate == NULL) {
@@ -353,23 +359,35 @@ hook_realloc(PyMemAllocatorDomain domain, int level, void *ptr, size_t size)
     return call_attached(tstate, domain, alloc, REALLOC, ptr, size);
 }
 
+// What nearly every call that frees a traced block does.
+static Py_NO_INLINE void
+free_attached(PyThreadState *tstate, const PyMemAllocatorEx *alloc, void *ptr)
+{
+    thread_of(tstate)->freed_block = (uintptr_t)ptr;
+    _PyTraceMalloc_FreeBlock(tstate, (uintptr_t)ptr);
+    alloc->free(alloc->ctx, ptr);
+    thread_of(tstate)->freed_block = 0;
+}
+
 static inline Py_ALWAYS_INLINE void
 hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
 {
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
-    if (has_no_trace(tstate, ptr)) {
+    if (domain != PYMEM_DOMAIN_RAW && ptr != NULL && tstate != NULL
+        && tstate->interp->tracemalloc.tracing
+        && thread_of(tstate)->freed_block == 0)
+    {
+        free_attached(tstate, alloc, ptr);
+    }
+    else if (has_no_trace(tstate, domain, ptr)
+             || (domain == PYMEM_DOMAIN_RAW
+                 && !may_be_listed(0, (uintptr_t)ptr)))
+    {
         alloc->free(alloc->ctx, ptr);
     }
     else if (tstate == NULL) {
         (void)call_detached(domain, alloc, FREE, ptr, 1, 0);
-    }
-    else if (domain != PYMEM_DOMAIN_RAW && thread_of(tstate)->freed_block == 0)
-    {
-        thread_of(tstate)->freed_block = (uintptr_t)ptr;
-        _PyTraceMalloc_FreeBlock(tstate, (uintptr_t)ptr);
-        alloc->free(alloc->ctx, ptr);
-        thread_of(tstate)->freed_block = 0;
     }
     else {
         (void)call_attached(tstate, domain, alloc, FREE, ptr, 0);

@@ -10,17 +10,6 @@
 #include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
 #include "pycore_tracemalloc_shared.h"  // lock_mutex()
 
-#define LOCATION_BITS 10
-
-// Direct-mapped.  Guarded by the mutex of the interpreter.
-struct _tracemalloc_location {
-    const _Py_CODEUNIT *instr;
-    uint32_t version;
-    tracemalloc_frame frame;
-};
-
-#define CACHE_SIZE (sizeof(struct _tracemalloc_location) << LOCATION_BITS)
-
 
 // As PyUnstable_InterpreterFrame_GetLine(), but always from the line table:
 // instrumentation data may be replaced while a detached thread looks at it.
@@ -55,15 +44,13 @@ locate(interp_state *tm, _PyInterpreterFrame *frame,
     uint64_t hash = ((uintptr_t)instr / sizeof(*instr)
                      + version * UINT64_C(0xC2B2AE3D27D4EB4F))
                     * UINT64_C(0x9E3779B97F4A7C15);
-    struct _tracemalloc_location *cached =
-        &tm->locations[hash >> (64 - LOCATION_BITS)];
+    tracemalloc_location *cached =
+        &tm->intern->locations[hash >> (64 - _PyTraceMalloc_LOCATION_BITS)];
     if (version == 0 || cached->instr != instr || cached->version != version) {
         if (find_location(tm, frame, location) < 0) {
             return -1;
         }
-        cached->instr = instr;
-        cached->version = version;
-        cached->frame = *location;
+        *cached = (tracemalloc_location){instr, version, *location};
     }
     *location = cached->frame;
     return 0;
@@ -103,34 +90,6 @@ _PyTraceMalloc_InternFrames(interp_state *tm, _PyInterpreterFrame *frame,
     int res = intern_locked(tm, frame, total_nframe, id);
     PyMutex_Unlock(&tm->mutex);
     return res;
-}
-
-int
-_PyTraceMalloc_LocationsInit(interp_state *tm)
-{
-    const PyMemAllocatorEx *allocator = tm->table.allocator;
-    tm->locations = allocator->calloc(allocator->ctx, 1, CACHE_SIZE);
-    return tm->locations == NULL ? -1 : 0;
-}
-
-void
-_PyTraceMalloc_LocationsClear(interp_state *tm)
-{
-    memset(tm->locations, 0, CACHE_SIZE);
-}
-
-void
-_PyTraceMalloc_LocationsFree(interp_state *tm)
-{
-    const PyMemAllocatorEx *allocator = tm->table.allocator;
-    allocator->free(allocator->ctx, tm->locations);
-    tm->locations = NULL;
-}
-
-size_t
-_PyTraceMalloc_LocationsMemory(interp_state *Py_UNUSED(tm))
-{
-    return CACHE_SIZE;
 }
 
 #ifndef NDEBUG

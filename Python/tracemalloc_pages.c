@@ -28,6 +28,20 @@ typedef struct {
     size_t nfree;
 } page_layout;
 
+// With the GIL, whoever has it owns all pages of the interpreter.  Without, a
+// block may be in a page of another thread: one that was reallocated in place,
+// or that an allocator below the hooks has kept.
+static bool
+is_own_page(uintptr_t ptr)
+{
+#ifdef Py_GIL_DISABLED
+    mi_segment_t *segment = _mi_ptr_segment((void *)ptr);
+    return mi_atomic_load_relaxed(&segment->thread_id) == _mi_thread_id();
+#else
+    return ptr != 0;
+#endif
+}
+
 static page_layout
 get_layout(uintptr_t ptr)
 {
@@ -84,8 +98,10 @@ _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
 {
     struct _tracemalloc_interp_state *tm = &interp->tracemalloc;
     const PyMemAllocatorEx *allocator = tm->table.allocator;
+    if (!is_own_page(ptr)) {
+        return NULL;
+    }
     page_layout layout = get_layout(ptr);
-
     tracemalloc_page *page = NULL;
     if (layout.nblocks > 0 && is_worth_it(tm, &layout)) {
         page = allocator->calloc(
@@ -98,14 +114,13 @@ _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
     }
     page->owner = tm;
     page->link = link;
-    page->allocator = allocator;
     page->start = layout.start + _Py_atomic_load_uintptr_relaxed(
         &_PyRuntime.tracemalloc.block_offset);
     page->nslots = (uint32_t)layout.nblocks;
     if (layout.nblocks > 1) {
         uint64_t units = layout.block_size / _PyTraceMalloc_UNIT;
         page->block_size = (uint32_t)layout.block_size;
-        page->reciprocal = (uint32_t)(((UINT64_C(1) << 32) + units - 1)
+        page->reciprocal = (uint32_t)(((UINT64_C(1) << 31) + units - 1)
                                       / units);
     }
     llist_insert_tail(&tm->pages, &page->node);
@@ -137,7 +152,8 @@ free_page(tracemalloc_page *page, tracemalloc_page *successor)
     page->owner->page_memory -= page_size(page);
     llist_remove(&page->node);
     _Py_atomic_store_ptr_release(page->link, successor);
-    page->allocator->free(page->allocator->ctx, page);
+    const PyMemAllocatorEx *allocator = page->owner->table.allocator;
+    allocator->free(allocator->ctx, page);
 }
 
 void
@@ -163,7 +179,7 @@ _PyTraceMalloc_PageEnds(tracemalloc_page *page)
     // Blocks that were freed behind the hooks have left traces.
     size_t size = _PyTraceMalloc_SumSlots(page);
     if (size > 0) {
-        _PyTraceMalloc_TakeFromSum(size, false);
+        _PyTraceMalloc_TakeFromSum(NULL, size, false);
     }
     PyMutex *mutex = &page->owner->mutex;
     PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);

@@ -8,23 +8,11 @@
 
 /* --- Locking the hash table --------------------------------------------- */
 
-// For any interpreter that traces, with the runtime's mutex held.
-static void
-lock_other(interp_state *tm)
-{
-#if WITH_GIL
-    _PyTraceMalloc_CloseCredit(&tm->credit, false);
-#endif
-    lock_mutex(&tm->mutex);
-}
-
-// For the interpreter of the calling thread, or one without threads, for a
-// longer time: others wait for a mutex then.  With the runtime's mutex held.
 void
-_PyTraceMalloc_LockWhole(interp_state *tm)
+_PyTraceMalloc_LockInterp(interp_state *tm, bool own)
 {
 #if WITH_GIL
-    _PyTraceMalloc_CloseCredit(&tm->credit, true);
+    _PyTraceMalloc_CloseCredit(&tm->credit, own);
 #endif
     lock_mutex(&tm->mutex);
 }
@@ -35,7 +23,7 @@ _PyTraceMalloc_LockTable(const tracemalloc_caller *caller, interp_state *tm)
     if (caller->attached && has_same_gil(caller->interp, tm)) {
         return lock_own(tm);
     }
-    lock_other(tm);
+    _PyTraceMalloc_LockInterp(tm, false);
     return true;
 }
 
@@ -58,11 +46,8 @@ void
 _PyTraceMalloc_CountAdd(const tracemalloc_caller *caller, size_t size)
 {
     tracemalloc_credit *credit = usable_credit(caller);
-    if (credit == NULL) {
-        _PyTraceMalloc_AddToSum(size, !caller->attached);
-    }
-    else if (!_PyTraceMalloc_TryCountAdd(credit, size)) {
-        _PyTraceMalloc_CountAddSlow(credit, size, !caller->attached);
+    if (credit == NULL || !_PyTraceMalloc_TryCountAdd(credit, size)) {
+        _PyTraceMalloc_AddToSum(credit, size, !caller->attached);
     }
 }
 
@@ -70,11 +55,8 @@ void
 _PyTraceMalloc_CountRemove(const tracemalloc_caller *caller, size_t size)
 {
     tracemalloc_credit *credit = usable_credit(caller);
-    if (credit == NULL) {
-        _PyTraceMalloc_TakeFromSum(size, !caller->attached);
-    }
-    else if (!_PyTraceMalloc_TryCountRemove(credit, size)) {
-        _PyTraceMalloc_CountRemoveSlow(credit, size, !caller->attached);
+    if (credit == NULL || !_PyTraceMalloc_TryCountRemove(credit, size)) {
+        _PyTraceMalloc_TakeFromSum(credit, size, !caller->attached);
     }
 }
 
@@ -156,12 +138,6 @@ _PyTraceMalloc_ChangeShared(int change)
     }
 }
 
-void
-_PyTraceMalloc_CountTracked(const tracemalloc_trace *trace, int change)
-{
-    _PyTraceMalloc_ChangeShared(trace->tracked ? change : 0);
-}
-
 // With the table locked.  -1 if there is no memory; nothing has changed then.
 int
 _PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace,
@@ -178,7 +154,7 @@ _PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace,
         }
         return -1;
     }
-    _PyTraceMalloc_CountTracked(trace, 1);
+    _PyTraceMalloc_ChangeShared(trace->tracked);
     return 0;
 }
 
@@ -188,14 +164,14 @@ _PyTraceMalloc_RemoveFromTable(interp_state *tm, tracemalloc_trace *trace)
     if (trace->listed) {
         _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
     }
-    _PyTraceMalloc_CountTracked(trace, -1);
+    _PyTraceMalloc_ChangeShared(-(int)trace->tracked);
     _PyTraceMalloc_TableRemove(&tm->table, trace);
 }
 
 // Remove the trace of a block from the table of an interpreter that traces;
 // it is not uncounted.
 bool
-_PyTraceMalloc_TakeFromTable(const tracemalloc_caller *caller,
+_PyTraceMalloc_FindAndRemove(const tracemalloc_caller *caller,
                              interp_state *tm, tracemalloc_removed *removed)
 {
     bool locked = _PyTraceMalloc_LockTable(caller, tm);
@@ -213,8 +189,8 @@ _PyTraceMalloc_TakeFromTable(const tracemalloc_caller *caller,
 
 // The same for a listed trace, or only for one of another interpreter.
 bool
-_PyTraceMalloc_TakeListed(const tracemalloc_caller *caller, bool others_only,
-                          tracemalloc_removed *removed)
+_PyTraceMalloc_RemoveListed(const tracemalloc_caller *caller,
+                            bool others_only, tracemalloc_removed *removed)
 {
     unsigned int domain = removed->trace.domain;
     uintptr_t ptr = removed->trace.ptr;
@@ -224,13 +200,13 @@ _PyTraceMalloc_TakeListed(const tracemalloc_caller *caller, bool others_only,
     interp_state *owner = find_owner(domain, ptr);
     if (owner == NULL || owner == caller->interp) {
         return owner != NULL && !others_only
-               && _PyTraceMalloc_TakeFromTable(caller, owner, removed);
+               && _PyTraceMalloc_FindAndRemove(caller, owner, removed);
     }
     // With this lock the owner cannot end; it may have ended before.
     lock_runtime(caller);
     owner = find_owner(domain, ptr);
     bool found = owner != NULL && owner != caller->interp
-                 && _PyTraceMalloc_TakeFromTable(caller, owner, removed);
+                 && _PyTraceMalloc_FindAndRemove(caller, owner, removed);
     unlock_runtime(caller);
     return found;
 }

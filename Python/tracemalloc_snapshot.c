@@ -8,8 +8,10 @@
 /* --- All traces --------------------------------------------------------- */
 
 int
-_PyTraceMalloc_OpenTraces(interp_state *tm, const PyMemAllocatorEx *allocator)
+_PyTraceMalloc_OpenTraces(interp_state *tm)
 {
+    const PyMemAllocatorEx *allocator = _PyTraceMalloc_AllocatorBelow(
+        PYMEM_DOMAIN_RAW);
     tracemalloc_directory *directory = RUNTIME->directory;
     if (directory == NULL) {
         // Not from Python's allocators, since it outlives them.
@@ -29,6 +31,8 @@ _PyTraceMalloc_OpenTraces(interp_state *tm, const PyMemAllocatorEx *allocator)
     }
     PyMutex_Unlock(&directory->mutex);
 
+    llist_init(&tm->threads);
+    tm->capture_memory = 0;
     llist_init(&tm->pages);
     tm->page_memory = tm->page_budget = 0;
     tm->owns_pages = !shares_obmalloc(tm);
@@ -42,20 +46,20 @@ _PyTraceMalloc_OpenTraces(interp_state *tm, const PyMemAllocatorEx *allocator)
 void
 _PyTraceMalloc_DropTraces(interp_state *tm)
 {
-    _PyTraceMalloc_LockWhole(tm);
+    _PyTraceMalloc_LockInterp(tm, true);
     tracemalloc_trace *trace = NULL;
     while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
-        _PyTraceMalloc_TakeFromSum(trace->size, true);
+        _PyTraceMalloc_TakeFromSum(NULL, trace->size, true);
         if (trace->listed) {
             _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
         }
-        _PyTraceMalloc_CountTracked(trace, -1);
+        _PyTraceMalloc_ChangeShared(-(int)trace->tracked);
     }
     struct llist_node *node;
     llist_for_each(node, &tm->pages) {
         size_t sum = _PyTraceMalloc_SumSlots(
             llist_data(node, tracemalloc_page, node));
-        _PyTraceMalloc_TakeFromSum(sum, true);
+        _PyTraceMalloc_TakeFromSum(NULL, sum, true);
     }
     _PyTraceMalloc_TableFree(&tm->table);
     _PyTraceMalloc_FreePages(tm);
@@ -92,7 +96,7 @@ size_t
 _PyTraceMalloc_TracesMemory(interp_state *tm)
 {
     size_t nlisted = 0;
-    _PyTraceMalloc_LockWhole(tm);
+    _PyTraceMalloc_LockInterp(tm, true);
     const tracemalloc_trace *trace = NULL;
     while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
         nlisted += trace->listed;
@@ -126,8 +130,8 @@ _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
         return;
     }
     while ((entry = _PyTraceMalloc_TableNext(&tm->table, entry)) != NULL) {
-        _PyTraceMalloc_AddToSum(entry->size, true);
-        _PyTraceMalloc_CountTracked(entry, 1);
+        _PyTraceMalloc_AddToSum(NULL, entry->size, true);
+        _PyTraceMalloc_ChangeShared(entry->tracked);
         if (entry->listed) {
             (void)_PyTraceMalloc_ListBlock(tm, entry->domain, entry->ptr,
                                            true);
@@ -137,7 +141,7 @@ _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
     llist_for_each(node, &tm->pages) {
         size_t sum = _PyTraceMalloc_SumSlots(
             llist_data(node, tracemalloc_page, node));
-        _PyTraceMalloc_AddToSum(sum, true);
+        _PyTraceMalloc_AddToSum(NULL, sum, true);
     }
 }
 
@@ -202,7 +206,7 @@ _PyTraceMalloc_CopyTraces(PyInterpreterState *interp,
                           tracemalloc_snapshot *snapshot)
 {
     interp_state *tm = &interp->tracemalloc;
-    _PyTraceMalloc_LockWhole(tm);
+    _PyTraceMalloc_LockInterp(tm, true);
     int res = open_snapshot(tm, count_traces(tm), snapshot);
     if (res == 0) {
         struct llist_node *node;
@@ -223,7 +227,7 @@ _PyTraceMalloc_CopyTrace(PyInterpreterState *interp, unsigned int domain,
                          uintptr_t ptr, tracemalloc_snapshot *snapshot)
 {
     interp_state *tm = &interp->tracemalloc;
-    _PyTraceMalloc_LockWhole(tm);
+    _PyTraceMalloc_LockInterp(tm, true);
     int res = open_snapshot(tm, 1, snapshot);
     if (res == 0) {
         snapshot->ntraces = _PyTraceMalloc_Find(interp, domain, ptr,

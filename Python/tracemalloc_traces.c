@@ -1,5 +1,5 @@
-// The traces of an interpreter: add, remove, find, copy.  When that is to
-// happen is the hooks' business.
+// The traces of an interpreter: add, remove, and give a new traceback.  When
+// that is to happen is the hooks' business.
 //
 // A trace is in the slot of its block (see pycore_tracemalloc_pages.h) or in
 // the interpreter's hash table: blocks of the raw domain, tracked blocks,
@@ -26,7 +26,7 @@
 
 // Remove the trace of a block from its slot; it is not uncounted.
 static inline bool
-take_from_slot(tracemalloc_page *page, tracemalloc_removed *removed)
+remove_from_slot(tracemalloc_page *page, tracemalloc_removed *removed)
 {
     if (!_PyTraceMalloc_HasSlots(page)) {
         return false;
@@ -49,7 +49,7 @@ drop_from_slot(const tracemalloc_caller *caller, tracemalloc_page *page,
                uintptr_t ptr)
 {
     tracemalloc_removed old = {.trace = {.ptr = ptr}};
-    if (take_from_slot(page, &old)) {
+    if (remove_from_slot(page, &old)) {
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
     }
 }
@@ -58,13 +58,13 @@ drop_from_slot(const tracemalloc_caller *caller, tracemalloc_page *page,
 // interpreter; NULL if the trace is to go to the hash table.
 static tracemalloc_slot *
 own_slot(interp_state *tm, tracemalloc_page **link, uintptr_t ptr,
-         size_t size, bool is_new)
+         size_t size)
 {
     if (link == NULL || !tm->owns_pages || size > UINT32_MAX) {
         return NULL;
     }
     tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
-    if (!_PyTraceMalloc_HasSlots(page) && is_new) {
+    if (!_PyTraceMalloc_HasSlots(page)) {
         lock_mutex(&tm->mutex);
         page = _PyTraceMalloc_MakePage(as_interp(tm), link, ptr);
         PyMutex_Unlock(&tm->mutex);
@@ -130,27 +130,19 @@ add_to_own_table(const tracemalloc_caller *caller,
 {
     interp_state *tm = caller->interp;
     tracemalloc_removed old = {.trace = *trace};
-    size_t extra = SIZE_MAX;
-    if (_PyTraceMalloc_TakeFromTable(caller, tm, &old)) {
+    if (_PyTraceMalloc_FindAndRemove(caller, tm, &old)) {
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
         must = true;
     }
     _PyTraceMalloc_CountAdd(caller, trace->size);
     bool locked = _PyTraceMalloc_LockTable(caller, tm);
-    tracemalloc_trace *found = _PyTraceMalloc_TableFind(
-        &tm->table, trace->domain, trace->ptr);
-    if (found != NULL) {
-        // Another thread has tracked the block meanwhile.
-        extra = found->size;
-        _PyTraceMalloc_RemoveFromTable(tm, found);
-    }
-    int res = _PyTraceMalloc_AddToTable(tm, trace, must);
+    // Another thread may have tracked the block meanwhile: it came last.
+    bool found = _PyTraceMalloc_TableFind(&tm->table, trace->domain,
+                                          trace->ptr) != NULL;
+    int res = found ? 0 : _PyTraceMalloc_AddToTable(tm, trace, must);
     unlock_own(tm, locked);
-    if (res < 0) {
+    if (found || res < 0) {
         _PyTraceMalloc_CountRemove(caller, trace->size);
-    }
-    if (extra != SIZE_MAX) {
-        _PyTraceMalloc_CountRemove(caller, extra);
     }
     return res;
 }
@@ -161,7 +153,7 @@ drop_others(const tracemalloc_caller *caller, unsigned int domain,
             uintptr_t ptr)
 {
     tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
-    if (_PyTraceMalloc_TakeListed(caller, true, &old)) {
+    if (_PyTraceMalloc_RemoveListed(caller, true, &old)) {
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
     }
 }
@@ -177,14 +169,12 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
 
     drop_from_slot(&caller, _PyTraceMalloc_LoadPage(link), ptr);
     drop_others(&caller, 0, ptr);
-    // Without the GIL, who reallocates a block in place may not own the page.
-    bool is_new = WITH_GIL || origin != BLOCK_IN_PLACE;
-    tracemalloc_slot *slot = own_slot(tm, link, ptr, size, is_new);
+    tracemalloc_slot *slot = own_slot(tm, link, ptr, size);
     if (slot != NULL) {
         if (may_be_listed(0, ptr)) {
             // It was tracked before.
             tracemalloc_removed old = {.trace = {.ptr = ptr}};
-            if (_PyTraceMalloc_TakeFromTable(&caller, tm, &old)) {
+            if (_PyTraceMalloc_FindAndRemove(&caller, tm, &old)) {
                 _PyTraceMalloc_CountRemove(&caller, old.trace.size);
             }
         }
@@ -200,7 +190,7 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
         .ptr = ptr,
         .size = size,
         .traceback = traceback,
-        // Who may free it, but those that hold the GIL?
+        // Threads without this GIL, or of another interpreter, may free it.
         .listed = !WITH_GIL || !tm->owns_pages,
     };
     return add_to_own_table(&caller, &trace, origin != BLOCK_NEW);
@@ -223,10 +213,10 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
     };
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
-        if (size <= (size_t)credit->available
+        if (size <= (uint64_t)credit->available
             && _PyTraceMalloc_TableTryAdd(&tm->table, &trace))
         {
-            credit->available -= (Py_ssize_t)size;
+            credit->available -= (int64_t)size;
             done = true;
         }
         _PyTraceMalloc_LeaveCredit(credit);
@@ -234,17 +224,11 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
     return done;
 }
 
-// With the traceback known, what most blocks need: a free slot or a free place
-// in the hash table, and enough credit.  False if it is not as simple as that.
+// The same for a block in a page, which needs a free slot and enough credit.
 static inline Py_ALWAYS_INLINE bool
-try_store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
-                uint32_t traceback)
+try_add_to_slot(PyThreadState *tstate, tracemalloc_page **link, uintptr_t ptr,
+                size_t size, uint32_t traceback)
 {
-    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
-    if (link == NULL) {
-        return size > SMALL_REQUEST_THRESHOLD
-               && try_add_to_table(tstate, ptr, size, traceback);
-    }
     tracemalloc_slot *slot = free_slot(
         tstate, _PyTraceMalloc_LoadPage(link), ptr, size);
     if (slot == NULL || !_PyTraceMalloc_TryCountAdd(own_credit(tstate), size))
@@ -266,25 +250,22 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
     if (!tstate->interp->tracemalloc.tracing) {
         return 0;
     }
-    bool stored = false;
-    if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
-        if (capture(tstate, &traceback) == 0) {
-            stored = try_store_block(tstate, ptr, size, traceback);
-        }
-        else if (origin == BLOCK_NEW) {
+    if (capture(tstate, &traceback) < 0) {
+        if (origin == BLOCK_NEW) {
             return -1;
         }
-        else {
-            traceback = _PyTraceMalloc_UNKNOWN;
-        }
+        traceback = _PyTraceMalloc_UNKNOWN;
     }
-    int res = stored ? 0
-              : store_block(tstate, ptr, size, origin, traceback);
-    if (res == 0) {
-        ts->last_block = ptr;
-        ts->last_traceback = traceback;
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
+    bool stored = link != NULL
+                  ? try_add_to_slot(tstate, link, ptr, size, traceback)
+                  : try_add_to_table(tstate, ptr, size, traceback);
+    if (!stored && store_block(tstate, ptr, size, origin, traceback) < 0) {
+        return -1;
     }
-    return res;
+    ts->last_block = ptr;
+    ts->last_traceback = traceback;
+    return 0;
 }
 
 int
@@ -292,8 +273,9 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
                         tracemalloc_block_origin origin)
 {
     uint32_t traceback = remembered_traceback(tstate);
-    if (traceback != _PyTraceMalloc_NO_TRACEBACK
-        && try_store_block(tstate, ptr, size, traceback))
+    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
+    if (traceback != _PyTraceMalloc_NO_TRACEBACK && link != NULL
+        && try_add_to_slot(tstate, link, ptr, size, traceback))
     {
         thread_state *ts = thread_of(tstate);
         ts->last_block = ptr;
@@ -306,9 +288,9 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
 // Remove the trace of a block that the caller may not own; it is not
 // uncounted.
 static bool
-take_anywhere(const tracemalloc_caller *caller, tracemalloc_removed *removed)
+remove_anywhere(const tracemalloc_caller *caller, tracemalloc_removed *removed)
 {
-    bool found = _PyTraceMalloc_TakeListed(caller, false, removed);
+    bool found = _PyTraceMalloc_RemoveListed(caller, false, removed);
     if (found || removed->trace.domain != 0) {
         return found;
     }
@@ -319,8 +301,8 @@ take_anywhere(const tracemalloc_caller *caller, tracemalloc_removed *removed)
         interp_state *tm = llist_data(node, interp_state, node);
         tracemalloc_page *page = _PyTraceMalloc_LoadPage(
             _PyTraceMalloc_PageLink(as_interp(tm), removed->trace.ptr));
-        found = take_from_slot(page, removed)
-                || _PyTraceMalloc_TakeFromTable(caller, tm, removed);
+        found = remove_from_slot(page, removed)
+                || _PyTraceMalloc_FindAndRemove(caller, tm, removed);
         if (found) {
             break;
         }
@@ -336,7 +318,7 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
 {
     uint32_t traceback;
     assert(caller->interp->tracing);
-    bool must = origin == BLOCK_MOVED || origin == BLOCK_IN_PLACE;
+    bool must = origin == BLOCK_REALLOCATED;
     if (_PyTraceMalloc_Capture(caller, &traceback) < 0) {
         if (!must) {
             return -1;
@@ -352,8 +334,8 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
         .tracked = origin == BLOCK_TRACKED && domain == 0,
     };
     tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
-    bool found = trace.tracked ? take_anywhere(caller, &old)
-                 : _PyTraceMalloc_TakeListed(caller, true, &old);
+    bool found = trace.tracked ? remove_anywhere(caller, &old)
+                 : _PyTraceMalloc_RemoveListed(caller, true, &old);
     if (found) {
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
     }
@@ -378,16 +360,16 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table,
     interp_state *tm = caller->interp;
     int saved_errno = errno;
     if (own_table && tm->tracing) {
-        found = _PyTraceMalloc_TakeFromTable(caller, tm, removed);
+        found = _PyTraceMalloc_FindAndRemove(caller, tm, removed);
     }
     interp_state *main = &_PyRuntime._main_interpreter.tracemalloc;
     if (!found && own_table && WITH_GIL && caller->attached
         && shares_obmalloc(tm) && main->tracing)
     {
-        found = _PyTraceMalloc_TakeFromTable(caller, main, removed);
+        found = _PyTraceMalloc_FindAndRemove(caller, main, removed);
     }
     if (!found) {
-        (void)_PyTraceMalloc_TakeListed(caller, false, removed);
+        (void)_PyTraceMalloc_RemoveListed(caller, false, removed);
     }
     errno = saved_errno;
 }
@@ -429,11 +411,11 @@ try_remove_from_table(PyThreadState *tstate, uintptr_t ptr)
     bool done = false;
     tracemalloc_trace *trace = _PyTraceMalloc_TableFind(&tm->table, 0, ptr);
     if (trace != NULL && !trace->listed
-        && trace->size <= (size_t)(credit->limit - credit->available))
+        && trace->size <= (uint64_t)(credit->limit - credit->available))
     {
         ts->freed_traceback = trace->traceback;
         ts->freed_owner = tm;
-        credit->available += (Py_ssize_t)trace->size;
+        credit->available += (int64_t)trace->size;
         _PyTraceMalloc_TableRemove(&tm->table, trace);
         done = true;
     }
@@ -454,6 +436,9 @@ static Py_NO_INLINE void
 free_block_slowly(PyThreadState *tstate, tracemalloc_page **link,
                   uintptr_t ptr)
 {
+    if (link == NULL && try_remove_from_table(tstate, ptr)) {
+        return;
+    }
     thread_state *ts = thread_of(tstate);
     tracemalloc_removed removed = {.trace = {.ptr = ptr}};
     remove_block_slowly(tstate, link, &removed);
@@ -483,9 +468,14 @@ _PyTraceMalloc_FreeBlock(PyThreadState *tstate, uintptr_t ptr)
             return;
         }
     }
-    if (link != NULL || !try_remove_from_table(tstate, ptr)) {
-        free_block_slowly(tstate, link, ptr);
+    else if (page == NULL && link != NULL
+             && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0)
+    {
+        // It was allocated before tracing began, or is not traced here.
+        ts->freed_traceback = _PyTraceMalloc_NO_TRACEBACK;
+        return;
     }
+    free_block_slowly(tstate, link, ptr);
 }
 
 void
@@ -493,7 +483,7 @@ _PyTraceMalloc_RemoveBlock(PyThreadState *tstate, tracemalloc_removed *removed)
 {
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp,
                                                       removed->trace.ptr);
-    if (!take_from_slot(_PyTraceMalloc_LoadPage(link), removed)) {
+    if (!remove_from_slot(_PyTraceMalloc_LoadPage(link), removed)) {
         remove_block_slowly(tstate, link, removed);
     }
 }
@@ -512,7 +502,7 @@ _PyTraceMalloc_RemoveAnywhere(const tracemalloc_caller *caller,
                               unsigned int domain, uintptr_t ptr)
 {
     tracemalloc_removed removed = {.trace = {.ptr = ptr, .domain = domain}};
-    if (take_anywhere(caller, &removed)) {
+    if (remove_anywhere(caller, &removed)) {
         _PyTraceMalloc_CountRemove(caller, removed.trace.size);
     }
 }
@@ -538,13 +528,10 @@ reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
         removed.trace.traceback = traceback & _PyTraceMalloc_MAX_ID;
         _PyTraceMalloc_PutBack(&caller, &removed);
     }
-    else if (store_block(tstate, ptr, removed.trace.size, BLOCK_IN_PLACE,
-                         traceback) < 0)
-    {
-        _PyTraceMalloc_PutBack(&caller, &removed);
-    }
     else {
         _PyTraceMalloc_CountRemove(&caller, removed.trace.size);
+        (void)store_block(tstate, ptr, removed.trace.size, BLOCK_REALLOCATED,
+                          traceback);
     }
 }
 
@@ -563,11 +550,10 @@ _PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op)
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
     tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
     tracemalloc_slot *slot = _PyTraceMalloc_OwnSlot(tstate->interp, page, ptr);
-    if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
-        // Without memory it keeps the old one.
-        if (capture(tstate, &traceback) == 0) {
-            slot->traceback = traceback;
-        }
+    if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK
+        && traceback != _PyTraceMalloc_NO_TRACEBACK)
+    {
+        slot->traceback = traceback;
     }
     // If its page has neither slots nor a mark, tracing began after it.
     else if (link == NULL || page != NULL

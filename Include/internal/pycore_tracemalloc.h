@@ -150,7 +150,6 @@ struct _tracemalloc_interp_state {
     size_t page_budget;
     // NULL until there is a traceback, after start() and clear_traces().
     tracemalloc_intern *intern;
-    struct _tracemalloc_location *locations;
     Py_ssize_t capture_memory;    // bytes that the threads hold; atomic
 
     // Thread states that have a capture; guarded by the runtime's mutex.
@@ -188,7 +187,7 @@ typedef struct {
 
 // Belongs to the thread unless noted.
 struct _tracemalloc_thread_state {
-    // Are calls of this thread not to be traced, while it is attached?
+    // Are calls of this thread not to be traced?
     bool reentrant;
     // Which domains have hooks that such a call has reached?  `1 << domain`.
     uint8_t reached;
@@ -232,7 +231,7 @@ typedef struct {
 // reallocated.  There was none if its traceback is NO_TRACEBACK.
 typedef struct {
     tracemalloc_trace trace;
-    struct _tracemalloc_interp_state *owner;      // to be compared only
+    struct _tracemalloc_interp_state *owner;      // may be gone by now
     uint64_t generation;          // of the owner
 } tracemalloc_removed;
 
@@ -247,11 +246,11 @@ typedef struct {
 } tracemalloc_snapshot;
 
 // Where does a block come from?  One that was reallocated gets its trace even
-// if it takes the last room, with the traceback UNKNOWN if there is no memory.
+// if that takes the table's last free slot, and with the traceback UNKNOWN if
+// there is no memory for another one.
 typedef enum {
     BLOCK_NEW,
-    BLOCK_MOVED,                  // by realloc()
-    BLOCK_IN_PLACE,               // the same, but at its old address
+    BLOCK_REALLOCATED,
     BLOCK_TRACKED,                // by PyTraceMalloc_Track()
 } tracemalloc_block_origin;
 

@@ -51,10 +51,9 @@ typedef struct _tracemalloc_page {
     struct _tracemalloc_interp_state *owner;
     // Where the page points to this struct.
     struct _tracemalloc_page **link;
-    const PyMemAllocatorEx *allocator;
     // Address of the first block.
     uintptr_t start;
-    // 2**32 / the size of a block in units of _PyTraceMalloc_UNIT, rounded up.
+    // 2**31 / the size of a block in units of _PyTraceMalloc_UNIT, rounded up.
     uint32_t reciprocal;
     uint32_t block_size;          // bytes
     uint32_t nslots;
@@ -147,8 +146,8 @@ typedef struct {
     // given back: 0 <= available <= limit.  Written by the owner while
     // `inside`, or by others once the credit is closed and the owner is not
     // inside.
-    Py_ssize_t available;
-    Py_ssize_t limit;
+    int64_t available;
+    int64_t limit;
     // Operations until a closed credit is opened again.  Atomic.
     int rest;
     // In `open` of the counters; guarded by the runtime's mutex.
@@ -173,14 +172,11 @@ typedef struct {
     uint64_t huge_peak;
 } tracemalloc_counters;
 
-// Add to the sum or take from it.  `locked`: is the runtime's mutex held?
-extern void _PyTraceMalloc_AddToSum(size_t size, bool locked);
-extern void _PyTraceMalloc_TakeFromSum(size_t size, bool locked);
-
-// The same with credit, where what is available does not do.
-extern void _PyTraceMalloc_CountAddSlow(
+// Add to the sum or take from it, with the calling thread's credit unless that
+// is NULL.  `locked`: is the runtime's mutex held?
+extern void _PyTraceMalloc_AddToSum(
     tracemalloc_credit *credit, size_t size, bool locked);
-extern void _PyTraceMalloc_CountRemoveSlow(
+extern void _PyTraceMalloc_TakeFromSum(
     tracemalloc_credit *credit, size_t size, bool locked);
 
 // With the runtime's mutex held.
@@ -223,8 +219,8 @@ _PyTraceMalloc_TryCountAdd(tracemalloc_credit *credit, size_t size)
 {
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
-        done = size <= (size_t)credit->available;
-        credit->available -= done ? (Py_ssize_t)size : 0;
+        done = size <= (uint64_t)credit->available;
+        credit->available -= done ? (int64_t)size : 0;
         _PyTraceMalloc_LeaveCredit(credit);
     }
     return done;
@@ -235,8 +231,8 @@ _PyTraceMalloc_TryCountRemove(tracemalloc_credit *credit, size_t size)
 {
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
-        done = size <= (size_t)(credit->limit - credit->available);
-        credit->available += done ? (Py_ssize_t)size : 0;
+        done = size <= (uint64_t)(credit->limit - credit->available);
+        credit->available += done ? (int64_t)size : 0;
         _PyTraceMalloc_LeaveCredit(credit);
     }
     return done;
@@ -262,6 +258,16 @@ typedef struct {
     tracemalloc_frame frames[1];
 } tracemalloc_item;
 
+// Where an instruction is: what is remembered of an address in a version of a
+// code object.
+typedef struct {
+    const void *instr;
+    uint32_t version;
+    tracemalloc_frame frame;
+} tracemalloc_location;
+
+#define _PyTraceMalloc_LOCATION_BITS 10
+
 // Enough for all ids.
 #define _PyTraceMalloc_NUM_CHUNKS 25
 
@@ -278,6 +284,8 @@ typedef struct {
     uint32_t index_size;          // a power of 2
     uint32_t last_id;             // UNKNOWN if there are no items
     size_t memory;                // bytes of all this
+    // Direct-mapped cache.
+    tracemalloc_location locations[1 << _PyTraceMalloc_LOCATION_BITS];
 } tracemalloc_intern;
 
 // With one reference.  NULL if there is no memory.

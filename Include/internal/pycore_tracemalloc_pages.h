@@ -3,8 +3,9 @@
 //
 // A page is a pool of pymalloc or, without the GIL, a page of mimalloc.  Its
 // header points to the slots.  With pymalloc, only threads that hold the GIL
-// of the interpreter get here; but for PyTraceMalloc_Untrack() of any block in
-// domain 0, whose caller owns the block, and so keeps its page alive.
+// of the interpreter get here; but for PyTraceMalloc_Track() and
+// PyTraceMalloc_Untrack() of any block in domain 0, whose caller owns the
+// block, and so keeps its page alive.
 
 #ifndef Py_INTERNAL_TRACEMALLOC_PAGES_H
 #define Py_INTERNAL_TRACEMALLOC_PAGES_H
@@ -65,7 +66,7 @@ static inline tracemalloc_slot *
 _PyTraceMalloc_SlotAt(tracemalloc_page *page, uintptr_t ptr)
 {
     uint64_t offset = ptr - page->start;
-    uint64_t i = (offset / _PyTraceMalloc_UNIT * page->reciprocal) >> 32;
+    uint64_t i = (offset / _PyTraceMalloc_UNIT * page->reciprocal) >> 31;
     if (i >= page->nslots || i * page->block_size != offset) {
         return NULL;
     }
@@ -103,10 +104,9 @@ _PyTraceMalloc_NoteTabled(tracemalloc_page **link)
     }
 }
 
-// Make the slots of the page of a block that the calling thread has just
-// allocated, if it is worth it.  With the mutex of the interpreter held.
-// Returns NULL, and marks the page as sparse, if the trace is to go to the
-// hash table.
+// Make the slots of the page of a block, if the calling thread owns the page
+// and it is worth it.  With the mutex of the interpreter held.  Returns NULL
+// if the trace is to go to the hash table.
 extern tracemalloc_page *_PyTraceMalloc_MakePage(
     PyInterpreterState *interp, tracemalloc_page **link, uintptr_t ptr);
 

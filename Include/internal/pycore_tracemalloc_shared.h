@@ -89,14 +89,14 @@ attached_caller(PyThreadState *tstate)
 }
 
 // Does a subinterpreter use the main interpreter's object allocator?  Then it
-// has the same GIL, too.
+// has the same GIL, too.  Without a GIL, each thread has its own heaps.
 static inline bool
 shares_obmalloc(interp_state *tm)
 {
     PyInterpreterState *interp = as_interp(tm);
-    return !_Py_IsMainInterpreter(interp)
-           && _PyInterpreterState_HasFeature(interp,
-                                             Py_RTFLAGS_USE_MAIN_OBMALLOC);
+    return WITH_GIL
+           && (interp->feature_flags & Py_RTFLAGS_USE_MAIN_OBMALLOC) != 0
+           && !_Py_IsMainInterpreter(interp);
 }
 
 static inline bool
@@ -166,12 +166,13 @@ may_be_listed(unsigned int domain, uintptr_t ptr)
 
 /* --- The hash table, counting, the directory --------------------------- */
 
-// Lock the hash table of an interpreter: of the calling thread's, of which it
-// is the only thread, with the runtime's mutex held; or of any, with the
-// runtime's mutex held unless it has the GIL.  The second returns what
-// unlock_own() needs.
-extern void _PyTraceMalloc_LockWhole(
-    interp_state *tm);
+// Lock the mutex of an interpreter, and close the credit with which a thread
+// could do without the mutex.  `own`: the caller holds the interpreter's GIL,
+// or it has no threads.  With the runtime's mutex held.
+extern void _PyTraceMalloc_LockInterp(interp_state *tm, bool own);
+
+// Lock the hash table of an interpreter, with the runtime's mutex held unless
+// the caller has its GIL.  Returns what unlock_own() needs.
 extern bool _PyTraceMalloc_LockTable(
     const tracemalloc_caller *caller, interp_state *tm);
 
@@ -193,16 +194,14 @@ extern int _PyTraceMalloc_AddToTable(
     interp_state *tm, const tracemalloc_trace *trace, bool must);
 extern void _PyTraceMalloc_RemoveFromTable(
     interp_state *tm, tracemalloc_trace *trace);
-extern void _PyTraceMalloc_CountTracked(
-    const tracemalloc_trace *trace, int change);
 
 // Remove the trace of a block from the table of an interpreter that traces; or
 // a listed one, perhaps only that of another interpreter.  It is not
 // uncounted.
-extern bool _PyTraceMalloc_TakeFromTable(
+extern bool _PyTraceMalloc_FindAndRemove(
     const tracemalloc_caller *caller, interp_state *tm,
     tracemalloc_removed *removed);
-extern bool _PyTraceMalloc_TakeListed(
+extern bool _PyTraceMalloc_RemoveListed(
     const tracemalloc_caller *caller, bool others_only,
     tracemalloc_removed *removed);
 
@@ -215,10 +214,9 @@ extern bool _PyTraceMalloc_Find(
     tracemalloc_trace *trace);
 
 // With the runtime's mutex held, and no other thread attached.  Open sets up
-// what holds traces; -1 if there is no memory.  Drop removes all traces and
-// uncounts them.
-extern int _PyTraceMalloc_OpenTraces(
-    interp_state *tm, const PyMemAllocatorEx *allocator);
+// what holds traces, once hooks are in; -1 if there is no memory.  Drop removes
+// all traces and uncounts them.
+extern int _PyTraceMalloc_OpenTraces(interp_state *tm);
 extern void _PyTraceMalloc_DropTraces(interp_state *tm);
 
 // Another reason, or one less, why a trace may not be in its slot.
@@ -258,12 +256,6 @@ extern int _PyTraceMalloc_InternFrames(
 extern bool _PyTraceMalloc_IsExact(
     interp_state *tm, struct _PyInterpreterFrame *frame, uint32_t id);
 #endif
-
-// Remembered filenames and lines, with the mutex of the interpreter held.
-extern int _PyTraceMalloc_LocationsInit(interp_state *tm);
-extern void _PyTraceMalloc_LocationsClear(interp_state *tm);
-extern void _PyTraceMalloc_LocationsFree(interp_state *tm);
-extern size_t _PyTraceMalloc_LocationsMemory(interp_state *tm);
 
 
 /* --- Hooks -------------------------------------------------------------- */

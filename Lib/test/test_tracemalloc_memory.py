@@ -108,6 +108,17 @@ class MemoryTests(ScriptBase):
     def test_small_objects(self):
         self.check("kept = [object() for _ in kept]", 24_000 * 4)
 
+    def test_smallest_blocks(self):
+        # Without a GIL there are blocks of 8 bytes.
+        self.run_script("""
+            tracemalloc.start()
+            kept = [None] * 100_000
+            before = tracemalloc.get_tracemalloc_memory()
+            kept = [bytearray(5) for _ in kept]
+            after = tracemalloc.get_tracemalloc_memory()
+            assert after - before < 40 * len(kept), after - before
+            """)
+
     def test_small_objects_of_all_sizes(self):
         # There is room for one size after the other in the same memory.
         self.check('''

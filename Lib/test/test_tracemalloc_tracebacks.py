@@ -457,6 +457,28 @@ class EvaluatorTests(TracebackTestCase):
                 capi.tracemalloc_set_evaluator(False)
             call()
 
+    def test_compiled_module(self):
+        # It pushes the same frame for each call.
+        call_in_frame = import_helper.import_module(
+            '_testinternalcapi').tracemalloc_call_in_frame
+        code = compile('def f(): pass', 'compiled', 'exec').co_consts[0]
+        def call(func):
+            return call_in_frame(code, func), sys._getframe().f_lineno
+        def call_elsewhere(func):
+            return call_in_frame(code, func), sys._getframe().f_lineno
+        def in_python():
+            return object()
+        top = __file__, in_python.__code__.co_firstlineno + 1
+        for limit in LIMITS:
+            tracemalloc.stop()
+            tracemalloc.start(limit)
+            for caller in call, call_elsewhere, call, call_elsewhere:
+                for func, frames in ((object, ()), (in_python, (top,))):
+                    obj, lineno = caller(func)
+                    frames += (('compiled', 1), (__file__, lineno))
+                    traceback = tracemalloc._get_object_traceback(obj)
+                    self.assertEqual(traceback[:len(frames)], frames[:limit])
+
 
 class ChangeTests(TracebackTestCase):
 

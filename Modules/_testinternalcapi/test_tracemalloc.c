@@ -560,6 +560,34 @@ tracemalloc_set_evaluator(PyObject *self, PyObject *arg)
 }
 
 
+/* --- A compiled module -------------------------------------------------- */
+
+PyDoc_STRVAR(call_in_frame_doc,
+"tracemalloc_call_in_frame(code, func)\n"
+"--\n\n"
+"Call a function in a frame for this code, as modules do whose functions were\n"
+"compiled to C.  It is the same frame each time, and nobody resets its mark.");
+
+static PyObject *
+tracemalloc_call_in_frame(PyObject *self, PyObject *args)
+{
+    static _PyInterpreterFrame frame;
+    PyObject *code, *func;
+    if (!PyArg_ParseTuple(args, "O!O", &PyCode_Type, &code, &func)) {
+        return NULL;
+    }
+    PyThreadState *tstate = PyThreadState_Get();
+    frame.f_executable = code;
+    frame.instr_ptr = _PyCode_CODE((PyCodeObject *)code) + 1;
+    frame.owner = FRAME_OWNED_BY_GENERATOR;
+    frame.previous = tstate->current_frame;
+    tstate->current_frame = &frame;
+    PyObject *result = PyObject_CallNoArgs(func);
+    tstate->current_frame = frame.previous;
+    return result;
+}
+
+
 /* --- The functions ------------------------------------------------------ */
 
 static PyMethodDef test_methods[] = {
@@ -582,6 +610,8 @@ static PyMethodDef test_methods[] = {
      next_code_version_doc},
     {"tracemalloc_set_evaluator", tracemalloc_set_evaluator, METH_O,
      set_evaluator_doc},
+    {"tracemalloc_call_in_frame", tracemalloc_call_in_frame, METH_VARARGS,
+     call_in_frame_doc},
     {NULL},
 };
 
