@@ -374,8 +374,9 @@ hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
 {
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
+    // Without a GIL, the block may be one that another interpreter traces.
     if (domain != PYMEM_DOMAIN_RAW && ptr != NULL && tstate != NULL
-        && tstate->interp->tracemalloc.tracing
+        && (tstate->interp->tracemalloc.tracing || !WITH_GIL)
         && thread_of(tstate)->freed_block == 0)
     {
         free_attached(tstate, alloc, ptr);

@@ -30,10 +30,20 @@ fi
 . "$ROOT/scripts/options.sh"
 config_options "$CONFIG"
 
+# A profile is of one source: with another one the compiler refuses it.
+profiled_source() {
+    if [ "$CONFIG" = optimized ] && [ "$src" = "$TREE" ]; then
+        set -- Include Modules Objects Parser Programs Python
+        g -C "$src" ls-tree -r HEAD -- "$@"
+        g -C "$src" diff HEAD -- "$@"
+    fi
+}
+
 step "configure ($name)"
 mkdir -p "$dir"
 want=$({ printf '%s\n' "$src" "${CC:-}" "${CFLAGS:-}" "${CPPFLAGS:-}" "${LDFLAGS:-}" "${OPTIONS[@]+"${OPTIONS[@]}"}"
-    cat "$src/configure"; } | sha256sum)
+    cat "$src/configure"
+    profiled_source; } | sha256sum)
 if [ "$(cat "$dir/.configured" 2>/dev/null)" = "$want" ] && [ -f "$dir/Makefile" ]; then
     step_done "done before"
 else

@@ -1,4 +1,4 @@
-"""What nearly every traced allocation executes has no atomic read-modify-write.
+"""Nearly every traced allocation executes no atomic read-modify-write.
 
 Such an instruction takes as long as all the rest of a hook, and makes threads
 wait for each other; a lock needs one as well.  So look at the machine code of
