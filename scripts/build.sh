@@ -33,7 +33,7 @@ config_options "$CONFIG"
 # A profile is of one source: with another one the compiler refuses it.
 profiled_source() {
     if [ "$CONFIG" = optimized ] && [ "$src" = "$TREE" ]; then
-        set -- Include Modules Objects Parser Programs Python
+        set -- Include Lib/test/libregrtest/pgo.py Modules Objects Parser Programs Python
         g -C "$src" ls-tree -r HEAD -- "$@"
         g -C "$src" diff HEAD -- "$@"
     fi
