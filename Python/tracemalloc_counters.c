@@ -7,18 +7,23 @@
 // make a new peak, whatever the others do.  What is freed becomes credit.
 //
 //   committed == the sum of all traced sizes + all open credit
-//   committed <= peak while any credit is open
+//   committed <= peak while any credit is open and the sum is not GROWING
 //
-// The shared word has `committed` and the number of open credits, so that one
-// compare-and-swap checks both.  It also has a tag that each reset of the peak
-// changes, so that nothing from before a reset raises the peak after it.
+// While the sum is at its peak and only grows, it is the peak, and any credit
+// may be handed out.  This is what GROWING says: nobody may free with such
+// credit.  Who frees closes all credits first, unless its own is the only one.
 //
-// A thread without open credit changes the word itself.  If that makes a new
-// peak, nobody may have credit, since the sum would not be known: all credits
-// are closed first.  Only if the one open credit is the thread's own is that
-// not needed.  While nobody has credit the peak is the larger of `peak` and
-// the word.  So who adds need not write `peak`; who makes the word smaller, or
-// opens credit, raises it first.
+// The shared word has `committed`, GROWING, and the number of open credits, so
+// that one compare-and-swap checks all.  It also has a tag that each reset of
+// the peak changes, so that nothing from before a reset raises the peak after
+// it.
+//
+// A thread without open credit changes the word itself.  The first one that
+// makes a new peak closes all credits, since the sum would not be known.  Only
+// if the one open credit is the thread's own is that not needed.  While nobody
+// has credit the peak is the larger of `peak` and the word.  So who adds need
+// not write `peak`; who makes the word smaller, or opens credit, raises it
+// first.
 //
 // To close a credit, clear `open`, make sure that its owner sees it
 // (membarrier() on Linux), wait until the owner is not inside, and take what
@@ -40,12 +45,13 @@
 #endif
 
 #define ONE_OPEN (UINT64_C(1) << 48)
+#define GROWING (UINT64_C(1) << 55)
 #define ONE_TAG (UINT64_C(1) << 56)
 #define COMMITTED(word) ((word) & MAX_COMMITTED)
 #define NUM_OPEN(word) (((word) / ONE_OPEN) & MAX_OPEN)
 #define TAG(word) ((word) / ONE_TAG)
 #define MAX_COMMITTED ((UINT64_C(1) << 48) - 1)
-#define MAX_OPEN UINT64_C(0xFF)
+#define MAX_OPEN UINT64_C(0x7F)
 
 // Sizes from here on are counted apart: `word` has 48 bits, and
 // PyTraceMalloc_Track() takes any size.
@@ -137,31 +143,35 @@ load_peak(void)
     return COMMITTED(_Py_atomic_load_uint64(&COUNTERS->peak));
 }
 
-// This was the word, while nobody had credit to use.
-static void
-raise_peak(uint64_t word)
+// How much may be added, or handed out, without a new peak?
+static uint64_t
+room_below_peak(uint64_t word)
 {
-    if (NUM_OPEN(word) > 0) {
-        return;
-    }
+    uint64_t peak = load_peak();
+    return peak > COMMITTED(word) ? peak - COMMITTED(word) : 0;
+}
+
+// This was the sum, when the word had this tag.
+static void
+raise_peak(uint64_t tag, uint64_t sum)
+{
     uint64_t peak = _Py_atomic_load_uint64(&COUNTERS->peak);
-    uint64_t wanted = TAG(word) * ONE_TAG + COMMITTED(word);
+    uint64_t wanted = tag * ONE_TAG + sum;
     // With another tag the peak was reset since.
-    while (TAG(peak) == TAG(word) && peak < wanted
+    while (TAG(peak) == tag && peak < wanted
            && !_Py_atomic_compare_exchange_uint64(&COUNTERS->peak,
                                                   &peak, wanted))
     {
     }
 }
 
+// If nobody has credit then the word has the sum.
 static void
-remove_from_word(size_t size)
+raise_peak_to_word(uint64_t word)
 {
-    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
-    do {
-        raise_peak(word);
-    } while (!_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
-                                                 word - size));
+    if (NUM_OPEN(word) == 0) {
+        raise_peak(TAG(word), COMMITTED(word));
+    }
 }
 
 
@@ -201,6 +211,14 @@ close_credits(int rest)
     }
 }
 
+static void
+lock_and_close_credits(bool locked)
+{
+    lock(locked);
+    close_credits(REST);
+    unlock(locked);
+}
+
 void
 _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own)
 {
@@ -210,6 +228,26 @@ _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own)
             make_visible();
         }
         take_credit(credit, own ? 0 : REST);
+    }
+}
+
+
+static void
+remove_from_word(size_t size, bool locked)
+{
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    for (;;) {
+        if (NUM_OPEN(word) > 0 && (word & GROWING)) {
+            lock_and_close_credits(locked);
+            word = _Py_atomic_load_uint64(&COUNTERS->word);
+            continue;
+        }
+        raise_peak_to_word(word);
+        if (_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
+                                               (word & ~GROWING) - size))
+        {
+            return;
+        }
     }
 }
 
@@ -255,7 +293,7 @@ count_among_huge(size_t size, bool add, bool locked)
         _Py_atomic_add_uint64(&COUNTERS->word, size);
     }
     else if (units == 0) {
-        remove_from_word(size);
+        remove_from_word(size, true);
     }
     COUNTERS->huge_rest += add ? rest : -rest;
     _Py_atomic_add_uint64(&COUNTERS->huge_units, add ? units : -units);
@@ -284,11 +322,12 @@ open_credit(tracemalloc_credit *credit, bool locked)
     while (_PyRuntime.tracemalloc.has_barrier && !has_huge()
            && NUM_OPEN(word) < MAX_OPEN)
     {
-        raise_peak(word);
-        uint64_t peak = load_peak();
-        uint64_t grant = peak > COMMITTED(word)
-                         ? (peak - COMMITTED(word)) / 4 : 0;
-        grant = Py_MIN(grant, MAX_GRANT);
+        bool grows = word & GROWING;
+        uint64_t grant = MAX_GRANT;
+        if (!grows) {
+            raise_peak_to_word(word);
+            grant = Py_MIN(room_below_peak(word) / 4, MAX_GRANT);
+        }
         if (NUM_OPEN(word) > 0 && grant < MIN_GRANT) {
             break;
         }
@@ -296,7 +335,7 @@ open_credit(tracemalloc_credit *credit, bool locked)
                                                word + ONE_OPEN + grant))
         {
             credit->available = (int64_t)grant;
-            credit->limit = (int64_t)Py_MAX(4 * grant, MIN_GRANT);
+            credit->limit = grows ? 0 : (int64_t)Py_MAX(4 * grant, MIN_GRANT);
             llist_insert_tail(&COUNTERS->open, &credit->node);
             _Py_atomic_store_int_release(&credit->open, 1);
             break;
@@ -329,24 +368,22 @@ refill_credit(tracemalloc_credit *credit, size_t size)
     uint64_t need = size - (uint64_t)credit->available;
     uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
     for (;;) {
-        uint64_t peak = load_peak();
-        uint64_t room = peak > COMMITTED(word) ? peak - COMMITTED(word) : 0;
-        uint64_t grant = need;
-        if (need <= room) {
-            grant += Py_MIN((room - need) / 4, MAX_GRANT);
+        uint64_t room = room_below_peak(word);
+        bool grows = need > room;
+        uint64_t extra = MAX_GRANT;
+        if (!grows) {
+            extra = Py_MIN((room - need) / 4, MAX_GRANT);
         }
-        else if (NUM_OPEN(word) != 1) {
+        else if (NUM_OPEN(word) != 1 && !(word & GROWING)) {
             return false;
         }
-        if (_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
-                                               word + grant))
+        uint64_t changed = word + need + extra;
+        if (_Py_atomic_compare_exchange_uint64(
+                &COUNTERS->word, &word, grows ? changed | GROWING : changed))
         {
-            // Without any credit left the sum is known.
-            if (need > room) {
-                raise_peak(word + grant - ONE_OPEN);
-            }
-            credit->available = (int64_t)(grant - need);
-            credit->limit = Py_MAX(credit->limit, 4 * credit->available);
+            credit->available = (int64_t)extra;
+            credit->limit = grows ? 0 : Py_MAX(credit->limit,
+                                               4 * credit->available);
             return true;
         }
     }
@@ -360,12 +397,10 @@ add_to_word(size_t size, bool locked)
 {
     uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
     for (;;) {
-        if (NUM_OPEN(word) > 0
-            && COMMITTED(word) + size > load_peak())
+        if (NUM_OPEN(word) > 0 && !(word & GROWING)
+            && size > room_below_peak(word))
         {
-            lock(locked);
-            close_credits(REST);
-            unlock(locked);
+            lock_and_close_credits(locked);
             word = _Py_atomic_load_uint64(&COUNTERS->word);
         }
         else if (_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
@@ -398,6 +433,27 @@ _PyTraceMalloc_AddToSum(tracemalloc_credit *credit, size_t size, bool locked)
     end_rest(credit, locked);
 }
 
+// The first that is freed while the sum is GROWING, with the only open credit.
+// The owner is inside.  Returns false if others have credit, too.
+static bool
+end_growing(tracemalloc_credit *credit, size_t size)
+{
+    uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    uint64_t available = (uint64_t)credit->available;
+    while (NUM_OPEN(word) == 1) {
+        assert(word & GROWING);
+        raise_peak(TAG(word), COMMITTED(word) - available);
+        if (_Py_atomic_compare_exchange_uint64(
+                &COUNTERS->word, &word, (word & ~GROWING) - available))
+        {
+            credit->available = (int64_t)size;
+            credit->limit = (int64_t)Py_MAX(4 * size, MIN_GRANT);
+            return true;
+        }
+    }
+    return false;
+}
+
 // With open credit.  The owner is inside.
 static void
 return_to_credit(tracemalloc_credit *credit, size_t size)
@@ -427,11 +483,19 @@ _PyTraceMalloc_TakeFromSum(tracemalloc_credit *credit, size_t size,
         return;
     }
     if (credit != NULL && _PyTraceMalloc_EnterCredit(credit)) {
-        return_to_credit(credit, size);
+        bool done = true;
+        if (credit->limit == 0) {
+            done = end_growing(credit, size);
+        }
+        else {
+            return_to_credit(credit, size);
+        }
         _PyTraceMalloc_LeaveCredit(credit);
-        return;
+        if (done) {
+            return;
+        }
     }
-    remove_from_word(size);
+    remove_from_word(size, locked);
     end_rest(credit, locked);
 }
 
@@ -464,11 +528,13 @@ _PyTraceMalloc_ResetCounterPeak(void)
 {
     close_credits(0);
     uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
+    uint64_t changed;
     do {
-        _Py_atomic_store_uint64(&COUNTERS->peak, word + ONE_TAG);
+        changed = (word & ~GROWING) + ONE_TAG;
+        _Py_atomic_store_uint64(&COUNTERS->peak, changed);
         // From here on the new peak is raised, by none from before.
     } while (!_Py_atomic_compare_exchange_uint64(&COUNTERS->word, &word,
-                                                 word + ONE_TAG));
+                                                 changed));
     COUNTERS->huge_peak = has_huge() ? total() : 0;
 }
 

@@ -274,12 +274,11 @@ static inline Py_ALWAYS_INLINE void *
 hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
            size_t nelem, size_t elsize)
 {
+    const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
-    const PyMemAllocatorEx *alloc;
     if (tstate == NULL || !tstate->interp->tracemalloc.tracing
         || thread_of(tstate)->reentrant)
     {
-        alloc = below(domain, level);
         if (tstate != NULL) {
             thread_of(tstate)->reached |= DOMAIN_BIT(domain);
         }
@@ -288,7 +287,6 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
         }
         return call_below(alloc, function, NULL, nelem, elsize);
     }
-    alloc = below(domain, level);
     thread_state *ts = thread_of(tstate);
     ts->reentrant = true;
     void *ptr = call_below(alloc, function, NULL, nelem, elsize);
@@ -305,26 +303,24 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
 
 // Has the block no trace, and is it to get none?  Then there is no block, or
 // nobody traces, or an outer hook is at work, or the calling thread is not
-// traced, and nobody else has traces of such blocks.
+// traced, or only frees, and nobody has traces of such blocks.
 static inline Py_ALWAYS_INLINE bool
-has_no_trace(PyThreadState *tstate, PyMemAllocatorDomain domain, void *ptr)
+has_no_trace(PyThreadState *tstate, PyMemAllocatorDomain domain,
+             alloc_function function, void *ptr)
 {
     if (ptr == NULL || is_idle()) {
         return true;
     }
-    if (tstate == NULL) {
-        return false;
-    }
-    if (thread_of(tstate)->freed_block == (uintptr_t)ptr) {
+    if (tstate != NULL && thread_of(tstate)->freed_block == (uintptr_t)ptr) {
         return true;
     }
-    if (tstate->interp->tracemalloc.tracing) {
-        return false;
-    }
+    bool traced = tstate == NULL || tstate->interp->tracemalloc.tracing;
     if (domain == PYMEM_DOMAIN_RAW) {
-        return !may_be_listed(0, (uintptr_t)ptr);
+        return (function == FREE || !traced)
+               && !may_be_listed(0, (uintptr_t)ptr);
     }
-    return WITH_GIL && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0
+    return WITH_GIL && !traced
+           && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0
            && !shares_obmalloc(&tstate->interp->tracemalloc);
 }
 
@@ -350,7 +346,7 @@ hook_realloc(PyMemAllocatorDomain domain, int level, void *ptr, size_t size)
     }
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
-    if (has_no_trace(tstate, domain, ptr)) {
+    if (has_no_trace(tstate, domain, REALLOC, ptr)) {
         return alloc->realloc(alloc->ctx, ptr, size);
     }
     if (tstate == NULL) {
@@ -381,10 +377,7 @@ hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
     {
         free_attached(tstate, alloc, ptr);
     }
-    else if (has_no_trace(tstate, domain, ptr)
-             || (domain == PYMEM_DOMAIN_RAW
-                 && !may_be_listed(0, (uintptr_t)ptr)))
-    {
+    else if (has_no_trace(tstate, domain, FREE, ptr)) {
         alloc->free(alloc->ctx, ptr);
     }
     else if (tstate == NULL) {

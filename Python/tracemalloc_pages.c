@@ -38,7 +38,7 @@ is_own_page(uintptr_t ptr)
     mi_segment_t *segment = _mi_ptr_segment((void *)ptr);
     return mi_atomic_load_relaxed(&segment->thread_id) == _mi_thread_id();
 #else
-    return ptr != 0;
+    return true;
 #endif
 }
 
@@ -109,7 +109,6 @@ _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
             sizeof(*page) + layout.nblocks * sizeof(tracemalloc_slot));
     }
     if (page == NULL) {
-        _Py_atomic_store_ptr_release(link, _PyTraceMalloc_SPARSE);
         return NULL;
     }
     page->owner = tm;

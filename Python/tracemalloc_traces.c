@@ -411,7 +411,7 @@ try_remove_from_table(PyThreadState *tstate, uintptr_t ptr)
     bool done = false;
     tracemalloc_trace *trace = _PyTraceMalloc_TableFind(&tm->table, 0, ptr);
     if (trace != NULL && !trace->listed
-        && trace->size <= (uint64_t)(credit->limit - credit->available))
+        && _PyTraceMalloc_CanReturn(credit, trace->size))
     {
         ts->freed_traceback = trace->traceback;
         ts->freed_owner = tm;

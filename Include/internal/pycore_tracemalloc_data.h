@@ -143,9 +143,9 @@ typedef struct {
     // May the owner use it?  Atomic, written under the runtime's mutex.
     int open;
     // Bytes that may be added without asking, and from where on some are to be
-    // given back: 0 <= available <= limit.  Written by the owner while
-    // `inside`, or by others once the credit is closed and the owner is not
-    // inside.
+    // given back: 0 <= available <= limit.  `limit` is 0 if nothing may be
+    // freed without asking, see GROWING.  Written by the owner while `inside`,
+    // or by others once the credit is closed and the owner is not inside.
     int64_t available;
     int64_t limit;
     // Operations until a closed credit is opened again.  Atomic.
@@ -156,15 +156,15 @@ typedef struct {
 
 typedef struct {
     // Bits 0-47: the sum of all traced sizes and of all credit, in bytes.
-    // Bits 48-55: number of open credits.  Bits 56-63: number of resets of the
-    // peak, modulo 256.  Atomic.
+    // Bits 48-54: number of open credits.  Bit 55: GROWING.  Bits 56-63:
+    // number of resets of the peak, modulo 256.  Atomic.
     uint64_t word;
     // Bits 0-47: the largest sum so far, unless that is in `word`.  Bits
     // 56-63: as above.  Atomic.
     uint64_t peak;
     // Open credits.  Guarded by the runtime's mutex, like all that follows.
     struct llist_node open;
-    // The sum of sizes that are too large for `word`: 2**32 bytes times the
+    // The sum of sizes that are too large for `word`: 2**38 bytes times the
     // first, which is atomic, and the second.  The third is the largest value
     // of all together while there were such sizes.
     uint64_t huge_units;
@@ -226,12 +226,20 @@ _PyTraceMalloc_TryCountAdd(tracemalloc_credit *credit, size_t size)
     return done;
 }
 
+// Can this size be freed with the credit?  The owner is inside.
+static inline bool
+_PyTraceMalloc_CanReturn(const tracemalloc_credit *credit, size_t size)
+{
+    int64_t room = credit->limit - credit->available;
+    return room >= 0 && size <= (uint64_t)room;
+}
+
 static inline bool
 _PyTraceMalloc_TryCountRemove(tracemalloc_credit *credit, size_t size)
 {
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
-        done = size <= (uint64_t)(credit->limit - credit->available);
+        done = _PyTraceMalloc_CanReturn(credit, size);
         credit->available += done ? (int64_t)size : 0;
         _PyTraceMalloc_LeaveCredit(credit);
     }

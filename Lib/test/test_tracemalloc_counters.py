@@ -236,6 +236,17 @@ class PairTests:
             self.assertLess(peak - size, 5 * MB + 20_000)
             del kept
 
+    def test_peak_of_a_sum_that_grows(self):
+        # While it only grows, both add beyond the peak without asking.
+        interp = self.create(self.config)
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        for seed in range(300):
+            with self.subTest(seed=seed):
+                found, wanted = capi.tracemalloc_take_turns(interp.id, seed)
+                self.assertEqual(found, wanted)
+        self.assert_sums(interp)
+
     def test_frees_more_than_others_may_spare(self):
         # Each has room below the peak for itself, and one of them gets more.
         interp = self.create(self.config)

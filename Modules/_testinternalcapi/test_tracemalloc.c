@@ -508,6 +508,102 @@ tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
 }
 
 
+#define NUM_BLOCKS 8192
+
+typedef struct {
+    void *blocks[NUM_BLOCKS];
+    size_t sizes[NUM_BLOCKS];
+    int nblocks;
+    size_t sum;                   // bytes
+    size_t peak;
+    uint64_t random;
+} turns_state;
+
+static uint32_t
+next_random(turns_state *state)
+{
+    // Knuth's MMIX generator; the high bits are the good ones.
+    state->random = state->random * UINT64_C(6364136223846793005)
+                    + UINT64_C(1442695040888963407);
+    return (uint32_t)(state->random >> 33);
+}
+
+// Allocate and free raw blocks, without anything else that is traced.  Some
+// turns are long enough for credit to be opened, and in some nothing is freed.
+static void
+take_turn(turns_state *state)
+{
+    uint32_t nsteps = next_random(state) % (next_random(state) % 2 ? 3000 : 5);
+    uint32_t nadds = next_random(state) % 5;    // of four steps
+    for (uint32_t i = 0; i < nsteps; i++) {
+        bool full = state->nblocks == NUM_BLOCKS;
+        if (next_random(state) % 4 < nadds && !full) {
+            size_t size = 1 + next_random(state) % 700;
+            state->sizes[state->nblocks] = size;
+            state->blocks[state->nblocks] = PyMem_RawMalloc(size);
+            state->nblocks++;
+            state->sum += size;
+            state->peak = Py_MAX(state->peak, state->sum);
+        }
+        else if (state->nblocks > 0) {
+            int index = (int)(next_random(state) % (uint32_t)state->nblocks);
+            PyMem_RawFree(state->blocks[index]);
+            state->sum -= state->sizes[index];
+            state->nblocks--;
+            state->blocks[index] = state->blocks[state->nblocks];
+            state->sizes[index] = state->sizes[state->nblocks];
+        }
+    }
+}
+
+PyDoc_STRVAR(take_turns_doc,
+"tracemalloc_take_turns(interpid, seed)\n"
+"--\n\n"
+"Call reset_peak(), then allocate and free raw blocks in this interpreter and\n"
+"in another one, in turns.\n\n"
+"Return the growth of the sum and of the peak, and what they have to be.");
+
+static PyObject *
+tracemalloc_take_turns(PyObject *self, PyObject *args)
+{
+    PyObject *id;
+    unsigned long seed;
+    if (!PyArg_ParseTuple(args, "Ok", &id, &seed)) {
+        return NULL;
+    }
+    PyInterpreterState *interp = _PyInterpreterState_LookUpIDObject(id);
+    PyObject *reset_peak = interp == NULL ? NULL : get_function("reset_peak");
+    PyObject *res = reset_peak == NULL ? NULL : PyObject_CallNoArgs(reset_peak);
+    Py_XDECREF(reset_peak);
+    if (res == NULL) {
+        return NULL;
+    }
+    Py_DECREF(res);
+    static turns_state state;
+    state = (turns_state){.random = seed};
+    PyThreadState *tstates[2] = {PyThreadState_Get(), PyThreadState_New(interp)};
+    size_t before, peak_before, sum, peak;
+    _PyTraceMalloc_GetTracedMemory(&before, &peak_before);
+    for (uint32_t turns = next_random(&state) % 16; turns > 0; turns--) {
+        PyThreadState_Swap(tstates[next_random(&state) % 2]);
+        take_turn(&state);
+    }
+    PyThreadState_Swap(tstates[0]);
+    _PyTraceMalloc_GetTracedMemory(&sum, &peak);
+    while (state.nblocks > 0) {
+        PyMem_RawFree(state.blocks[--state.nblocks]);
+    }
+    PyThreadState_Swap(tstates[1]);
+    PyThreadState_Clear(tstates[1]);
+    PyThreadState_Swap(tstates[0]);
+    PyThreadState_Delete(tstates[1]);
+    // Nothing but the blocks is new; what is gone would show, too.
+    return Py_BuildValue("(nn)(nn)", (Py_ssize_t)(sum - before),
+                         (Py_ssize_t)(peak - before), (Py_ssize_t)state.sum,
+                         (Py_ssize_t)state.peak);
+}
+
+
 /* --- Versions of code objects ------------------------------------------- */
 
 PyDoc_STRVAR(next_code_version_doc,
@@ -606,6 +702,8 @@ static PyMethodDef test_methods[] = {
      take_keys_doc},
     {"tracemalloc_use_credit", tracemalloc_use_credit, METH_NOARGS,
      use_credit_doc},
+    {"tracemalloc_take_turns", tracemalloc_take_turns, METH_VARARGS,
+     take_turns_doc},
     {"tracemalloc_next_code_version", tracemalloc_next_code_version, METH_O,
      next_code_version_doc},
     {"tracemalloc_set_evaluator", tracemalloc_set_evaluator, METH_O,

@@ -9,8 +9,9 @@
    Python/tracemalloc_counters.c, and the inline functions that use credit in
    pycore_tracemalloc.h:
 
-     committed, n    the shared word: the sum and all open credit, and the
-       and tag       number of open credits; `tag` is changed by a reset
+     committed, n,   the shared word: the sum and all open credit, the number
+       growing, tag  of open credits, whether the sum is its peak and only
+                     grows, and what is changed by a reset
      peak, peak_tag  the largest sum, and the tag of the word it belongs to;
                      also one word; behind while no credit is open and the
                      sum only grows
@@ -19,6 +20,7 @@
      open[i]         it may do so
      listed[i]       its credit is in the list of the open ones
      available[i]    what is left of the credit
+     only_adds[i]    nothing may be freed with it (`limit` is 0)
 
    A step (one statement, d_step or atomic) has at most one access to what
    others write at the same time, or is one compare-and-swap.  Joined to it is
@@ -45,8 +47,9 @@
 
      (1) While nobody is in an operation:
              committed == true_sum + all credit
-             the larger of peak and committed == true_peak; or just peak,
-             and committed <= peak, while any credit is open
+             the larger of peak and committed == true_peak; but while any
+             credit is open, true_sum if it is growing, or else just peak,
+             and committed <= peak
      (2) The sum that is read is true_sum.  The peak that is read was
          true_peak at some time while it was read, and is not below what was
          read before.
@@ -56,8 +59,9 @@
 
    What is left out
    ----------------
-   MAX_GRANT, MIN_GRANT, `limit` and `rest`: here any credit is given out or
-   back that is possible, and is opened, or not, after any operation without.
+   MAX_GRANT, MIN_GRANT, `limit` but for 0, and `rest`: here any credit is given
+   out or back that is possible, up to EXTRA where all is possible, and is
+   opened, or not, after any operation without.
    Sizes from HUGE_SIZE on: they are counted under the mutex.
 
    How to run it
@@ -74,6 +78,9 @@
 #endif
 #ifndef MEMORY
 #define MEMORY          2       /* units of memory; a block has 1 or 2 */
+#endif
+#ifndef EXTRA
+#define EXTRA           1       /* credit beyond the peak, at most */
 #endif
 #ifndef RESETS
 #define RESETS          1       /* how often the peak may be reset */
@@ -92,7 +99,7 @@
 #define LEAVE_TOO_EARLY         (BUG == 5)
 #define PEAK_WITHOUT_CLOSING    (BUG == 6)
 #define REFILL_AMONG_OTHERS     (BUG == 7)
-#define REFILL_WITHOUT_PEAK     (BUG == 8)
+#define REFILL_UNNOTICED        (BUG == 8)
 #define REMOVE_WITHOUT_PEAK     (BUG == 9)
 #define ADD_FORGETS_NUMBER      (BUG == 10)
 #define GRANT_TOO_MUCH          (BUG == 11)
@@ -112,6 +119,14 @@
 #define ADD_FORGETS_TAG         (BUG == 25)
 #define OPEN_WITHOUT_PEAK       (BUG == 26)
 #define REMOVE_BY_SUBTRACTION   (BUG == 27)
+#define REMOVE_WHILE_GROWING    (BUG == 28)
+#define REMOVE_LEAVES_GROWING   (BUG == 29)
+#define END_AMONG_OTHERS        (BUG == 30)
+#define END_WITHOUT_PEAK        (BUG == 31)
+#define END_LEAVES_GROWING      (BUG == 32)
+#define REFILL_MAY_RETURN       (BUG == 33)
+#define OPEN_MAY_RETURN         (BUG == 34)
+#define GROWING_IS_ABOVE_PEAK   (BUG == 35)
 
 #define NOBODY          255
 
@@ -119,8 +134,9 @@
 
 byte mutex = NOBODY;
 byte committed, n, tag;
+bit growing;
 byte peak, peak_tag;
-bit inside[THREADS], open[THREADS], listed[THREADS];
+bit inside[THREADS], open[THREADS], listed[THREADS], only_adds[THREADS];
 byte available[THREADS];
 
 /* Not in the C code. */
@@ -155,9 +171,9 @@ byte resets = RESETS;
     inside[i] = inside[i] || delayed[i]; \
     delayed[i] = 0
 
-/* Each thread has a copy of the word in c, k and t, and of the peak in p. */
-#define UNCHANGED       (committed == c && n == k && tag == t)
-#define LOAD_WORD       c = committed; k = n; t = tag
+/* Each thread has a copy of the word in c, k, w and t, and of the peak in p. */
+#define UNCHANGED       (committed == c && n == k && growing == w && tag == t)
+#define LOAD_WORD       c = committed; k = n; w = growing; t = tag
 
 inline lock_mutex()
 {
@@ -235,6 +251,7 @@ inline take(j)
         n--;
 #endif
         available[j] = 0;
+        only_adds[j] = 0;
         held[j] = 0;
         listed[j] = 0;
     }
@@ -317,11 +334,14 @@ inline open_credit()
 #endif
         do
         :: d_step { LOAD_WORD; p = 0; g = 0; }
-            raise_peak_to_word(OPEN_WITHOUT_PEAK);
+            if
+            :: !w -> raise_peak_to_word(OPEN_WITHOUT_PEAK);
+            :: else
+            fi;
             atomic {
                 p = peak;
                 do
-                :: g < ROOM + GRANT_TOO_MUCH -> g++;
+                :: g < (w -> EXTRA : ROOM + GRANT_TOO_MUCH) -> g++;
                 :: break;
                 od;
                 p = 0;
@@ -332,6 +352,7 @@ inline open_credit()
                     n++;
                     assert(!held[i]);
                     available[i] = g;
+                    only_adds[i] = w && !OPEN_MAY_RETURN;
                     held[i] = 1;
                 }
                 d_step { listed[i] = 1; open[i] = 1; }
@@ -361,14 +382,13 @@ inline refill()
     :: d_step { LOAD_WORD; }
         atomic {
             p = peak;
-            g = s - available[i];
-            big = (g > ROOM);
+            big = (s - available[i] > ROOM);
             do
-            :: g < ROOM -> g++;
+            :: g < (big -> EXTRA : ROOM - (s - available[i])) -> g++;
             :: break;
             od;
             p = 0;
-            ok = (!big || k == 1 || REFILL_AMONG_OTHERS);
+            ok = (!big || k == 1 || w || REFILL_AMONG_OTHERS);
         }
         if
         :: !ok -> break;
@@ -376,15 +396,45 @@ inline refill()
         fi;
         if
         :: d_step { UNCHANGED ->
-                committed = committed + g;
+                committed = committed + s - available[i] + g;
+                growing = growing || (big && !REFILL_UNNOTICED);
                 GROW(s);
                 DRAIN(i);
             }
-            if
-            :: big && !REFILL_WITHOUT_PEAK -> raise_peak(c + g);
-            :: else
-            fi;
-            d_step { USE; available[i] = available[i] + g - s; }
+            d_step {
+                USE;
+                available[i] = g;
+                only_adds[i] = (big && !REFILL_MAY_RETURN) || only_adds[i];
+            }
+            break;
+        :: d_step { !UNCHANGED -> g = 0; }
+        fi
+    od
+}
+
+/* Inside.  Clears `ok` if others have credit, too. */
+inline end_growing()
+{
+    do
+    :: d_step { LOAD_WORD; }
+        if
+        :: k != 1 && !END_AMONG_OTHERS -> ok = 0; break;
+        :: else
+        fi;
+        if
+        :: c - available[i] > peak && !END_WITHOUT_PEAK ->
+            raise_peak(c - available[i]);
+        :: else
+        fi;
+        if
+        :: d_step { UNCHANGED ->
+                assert(growing);
+                committed = committed - available[i];
+                growing = END_LEAVES_GROWING;
+                true_sum = true_sum - s;
+                DRAIN(i);
+            }
+            d_step { USE; available[i] = s; only_adds[i] = 0; }
             break;
         :: d_step { !UNCHANGED; }
         fi
@@ -395,6 +445,7 @@ inline refill()
 
 #define SAME_WORD \
     (committed == c && (n == k || ADD_FORGETS_NUMBER) \
+     && (growing == w || GROWING_IS_ABOVE_PEAK) \
      && (tag == t || (ADD_FORGETS_TAG && k > 0)))
 
 /* Without credit.  `locked`: with the mutex held. */
@@ -403,7 +454,12 @@ inline add_to_word(locked)
     d_step { LOAD_WORD; }
     do
     :: if
-        :: k > 0 && !PEAK_WITHOUT_CLOSING -> big = (c + s > peak);
+        :: k > 0 && !PEAK_WITHOUT_CLOSING ->
+#if GROWING_IS_ABOVE_PEAK
+            d_step { big = (c + s > peak && c <= peak); }
+#else
+            big = (!w && c + s > peak);
+#endif
         :: else -> big = 0;
         fi;
         if
@@ -430,25 +486,33 @@ inline add_to_word(locked)
         fi
     od;
     skip;
-    d_step { c = 0; k = 0; t = 0; big = 0; }
+    d_step { c = 0; k = 0; w = 0; t = 0; big = 0; }
 }
 
 inline remove_from_word()
 {
     do
     :: d_step { LOAD_WORD; }
-        raise_peak_to_word(REMOVE_WITHOUT_PEAK);
         if
-        :: d_step { UNCHANGED || REMOVE_BY_SUBTRACTION ->
-                committed = committed - s;
-                true_sum = true_sum - s;
-            }
-            break;
-        :: d_step { !(UNCHANGED || REMOVE_BY_SUBTRACTION); }
+        :: k > 0 && w && !REMOVE_WHILE_GROWING ->
+            lock_mutex();
+            close_all();
+            unlock_mutex();
+        :: else ->
+            raise_peak_to_word(REMOVE_WITHOUT_PEAK);
+            if
+            :: d_step { UNCHANGED || REMOVE_BY_SUBTRACTION ->
+                    committed = committed - s;
+                    growing = growing && REMOVE_LEAVES_GROWING;
+                    true_sum = true_sum - s;
+                }
+                break;
+            :: d_step { !(UNCHANGED || REMOVE_BY_SUBTRACTION); }
+            fi
         fi
     od;
     skip;
-    d_step { c = 0; k = 0; t = 0; }
+    d_step { c = 0; k = 0; w = 0; t = 0; }
 }
 
 inline add()
@@ -480,32 +544,42 @@ inline add()
 }
 
 /* Any of the credit may be given back. */
+inline return_to_credit()
+{
+    d_step {
+        USE;
+        available[i] = available[i] + s;
+        true_sum = true_sum - s;
+    }
+    atomic {
+        do
+        :: g < available[i] -> g++;
+        :: break;
+        od
+    }
+    if
+    :: g > 0 ->
+        d_step { committed = committed - g; DRAIN(i); }
+        d_step { USE; available[i] = available[i] - g; }
+    :: else
+    fi
+}
+
 inline remove()
 {
     enter();
     if
     :: ok ->
-        d_step {
-            USE;
-            available[i] = available[i] + s;
-            true_sum = true_sum - s;
-        }
-        atomic {
-            do
-            :: g < available[i] -> g++;
-            :: break;
-            od
-        }
         if
-        :: g > 0 ->
-            d_step { committed = committed - g; DRAIN(i); }
-            d_step { USE; available[i] = available[i] - g; }
-        :: else
+        :: only_adds[i] -> end_growing();
+        :: else -> return_to_credit();
         fi;
         leave();
-    :: else ->
-        remove_from_word();
-        end_rest();
+    :: else
+    fi;
+    if
+    :: !ok -> remove_from_word(); end_rest();
+    :: else
     fi
 }
 
@@ -547,6 +621,7 @@ inline reset_peak()
         d_step { peak = c; peak_tag = t + 1; }
         if
         :: d_step { UNCHANGED ->
+                growing = 0;
                 tag = tag + !TAG_NOT_IN_WORD;
                 peak_tag = tag;
                 RESET_NOW;
@@ -573,12 +648,13 @@ inline end_operation()
 {
     d_step {
         busy--;
-        c = 0; k = 0; t = 0; p = 0; g = 0; s = 0; ok = 0; big = 0;
+        c = 0; k = 0; w = 0; t = 0; p = 0; g = 0; s = 0; ok = 0; big = 0;
         if
         :: busy == 0 ->
             assert(committed == true_sum + ALL_CREDIT);
-            assert(true_peak == (n == 0 -> MAX(peak, committed) : peak));
-            assert(n == 0 || committed <= peak);
+            assert(true_peak == (n == 0 -> MAX(peak, committed)
+                                 : (growing -> true_sum : peak)));
+            assert(n == 0 || growing || committed <= peak);
         :: else
         fi
     }
@@ -588,7 +664,7 @@ active [THREADS] proctype thread()
 {
     byte i = _pid;
     byte c, k, t, p, g, s;
-    bit ok, big;
+    bit w, ok, big;
 
 end:
     do
