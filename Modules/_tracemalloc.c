@@ -177,37 +177,36 @@ fill_list(PyObject *list, converter *conv,
     return 0;
 }
 
+static int
+convert_traces(PyObject *list, const tracemalloc_snapshot *snapshot)
+{
+    converter conv;
+    if (converter_init(&conv, snapshot, SIZE_MAX) < 0) {
+        return -1;
+    }
+    int res = fill_list(list, &conv, snapshot);
+    converter_fini(&conv);
+    return res;
+}
+
 static PyObject *
-traces_as_list(const tracemalloc_snapshot *snapshot)
+get_traces(void)
 {
     // Without a GIL, PyList_New() crashes if there is no memory for the items.
     PyObject *list = PyList_New(0);
     if (list == NULL) {
         return NULL;
     }
-    converter conv;
-    if (converter_init(&conv, snapshot, SIZE_MAX) < 0) {
+    tracemalloc_snapshot snapshot;
+    if (_PyTraceMalloc_Snapshot(&snapshot) < 0) {
         Py_DECREF(list);
         return NULL;
     }
-    if (fill_list(list, &conv, snapshot) < 0) {
+    // Only the list itself, as in 3.13.5, is among the traces; not its items.
+    bool reentrant = _PyTraceMalloc_SetReentrant(true);
+    if (convert_traces(list, &snapshot) < 0) {
         Py_CLEAR(list);
     }
-    converter_fini(&conv);
-    return list;
-}
-
-static PyObject *
-get_traces(void)
-{
-    tracemalloc_snapshot snapshot;
-    if (_PyTraceMalloc_Snapshot(&snapshot) < 0) {
-        return NULL;
-    }
-    // The result's own blocks are not traced: it is about those that were
-    // there before.
-    bool reentrant = _PyTraceMalloc_SetReentrant(true);
-    PyObject *list = traces_as_list(&snapshot);
     (void)_PyTraceMalloc_SetReentrant(reentrant);
     _PyTraceMalloc_FreeSnapshot(&snapshot);
     return list;

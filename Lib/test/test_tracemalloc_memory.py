@@ -68,6 +68,20 @@ class MemoryTests(ScriptBase):
                 assert grown < 5000, (query, grown)
             """)
 
+    def test_list_of_traces(self):
+        # Of the result only the list itself is there when traces are copied.
+        self.run_script("""
+            code = compile(chr(10) * 50 + 't = query()', 'query', 'exec')
+            names = {'query': tracemalloc._get_traces}
+            tracemalloc.start()
+            # From here on no list comes from the free list.
+            kept = [[] for _ in range(100)]
+            exec(code, names)
+            found = [trace[1] for trace in names['t']
+                     if trace[2] == (('query', 51),)]
+            assert found == [sys.getsizeof([])], found
+            """)
+
     def test_nothing_is_lost(self):
         # stop() gives all memory back.
         self.run_script("""

@@ -559,8 +559,8 @@ take_turn(turns_state *state)
 PyDoc_STRVAR(take_turns_doc,
 "tracemalloc_take_turns(interpid, seed)\n"
 "--\n\n"
-"Call reset_peak(), then allocate and free raw blocks in this interpreter and\n"
-"in another one, in turns.\n\n"
+"Call reset_peak(), then allocate and free raw blocks in this interpreter\n"
+"and in another one, in turns.\n\n"
 "Return the growth of the sum and of the peak, and what they have to be.");
 
 static PyObject *
@@ -573,34 +573,42 @@ tracemalloc_take_turns(PyObject *self, PyObject *args)
     }
     PyInterpreterState *interp = _PyInterpreterState_LookUpIDObject(id);
     PyObject *reset_peak = interp == NULL ? NULL : get_function("reset_peak");
-    PyObject *res = reset_peak == NULL ? NULL : PyObject_CallNoArgs(reset_peak);
+    PyObject *res = reset_peak == NULL ? NULL
+                    : PyObject_CallNoArgs(reset_peak);
     Py_XDECREF(reset_peak);
     if (res == NULL) {
         return NULL;
     }
     Py_DECREF(res);
-    static turns_state state;
-    state = (turns_state){.random = seed};
-    PyThreadState *tstates[2] = {PyThreadState_Get(), PyThreadState_New(interp)};
+    // Not traced.
+    turns_state *state = calloc(1, sizeof(*state));
+    PyThreadState *tstates[2] = {
+        PyThreadState_Get(), PyThreadState_New(interp)};
+    if (state == NULL || tstates[1] == NULL) {
+        Py_FatalError("no memory");
+    }
+    state->random = seed;
     size_t before, peak_before, sum, peak;
     _PyTraceMalloc_GetTracedMemory(&before, &peak_before);
-    for (uint32_t turns = next_random(&state) % 16; turns > 0; turns--) {
-        PyThreadState_Swap(tstates[next_random(&state) % 2]);
-        take_turn(&state);
+    for (uint32_t turns = next_random(state) % 16; turns > 0; turns--) {
+        PyThreadState_Swap(tstates[next_random(state) % 2]);
+        take_turn(state);
     }
     PyThreadState_Swap(tstates[0]);
     _PyTraceMalloc_GetTracedMemory(&sum, &peak);
-    while (state.nblocks > 0) {
-        PyMem_RawFree(state.blocks[--state.nblocks]);
+    PyObject *found = Py_BuildValue("(nn)(nn)", (Py_ssize_t)(sum - before),
+                                    (Py_ssize_t)(peak - before),
+                                    (Py_ssize_t)state->sum,
+                                    (Py_ssize_t)state->peak);
+    while (state->nblocks > 0) {
+        PyMem_RawFree(state->blocks[--state->nblocks]);
     }
+    free(state);
     PyThreadState_Swap(tstates[1]);
     PyThreadState_Clear(tstates[1]);
     PyThreadState_Swap(tstates[0]);
     PyThreadState_Delete(tstates[1]);
-    // Nothing but the blocks is new; what is gone would show, too.
-    return Py_BuildValue("(nn)(nn)", (Py_ssize_t)(sum - before),
-                         (Py_ssize_t)(peak - before), (Py_ssize_t)state.sum,
-                         (Py_ssize_t)state.peak);
+    return found;
 }
 
 

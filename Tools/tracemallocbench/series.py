@@ -111,8 +111,10 @@ def added_memory(results, build, n):
         results.series(build, dict, 'memory', n=n, frames=frames)
         for frames in (1, 0))
     return (
-        traced.map(lambda t, u: (t['rss'] - u['rss']) / t['traces'], untraced),
-        traced.map(lambda t: t['claimed'] / t['traces']),
+        # What the process has left over from its start is not always the same.
+        traced.map(lambda t, u: (t['rss'] - u['rss']) / t['traces'],
+                   untraced).typical(),
+        traced.map(lambda t: t['claimed'] / t['traces']).typical(),
         traced.map(lambda t, u: (t['seconds'] - u['seconds']) * 1e9 / n,
                    untraced))
 
