@@ -215,6 +215,8 @@ def do_step(proof, step):
                       passed=result.passed, failed=result.failed,
                       skipped=result.skipped, note=result.note,
                       failures=sorted(set(result.failures)))
+        if result.text:
+            stored['text'] = result.text
     stored['seconds'] = round(time.monotonic() - start)
     stored.update(source=proof.source_of(step), key=key)
     # Nobody knows what the result is of.
@@ -438,6 +440,16 @@ def details(proof, judged):
     return lines
 
 
+def texts(proof, judged):
+    lines = []
+    for step, verdict, _, stored in judged:
+        if stored is not None and verdict != OUTDATED:
+            # Its headings go below those here.
+            lines += ['', re.sub('^#', '##', stored.get('text', ''),
+                                 flags=re.MULTILINE)]
+    return lines
+
+
 def unused(proof, judged):
     # One for a step that was not done may fit yet.
     found = [one for one in proof.explanations if not one.used and all(
@@ -454,7 +466,7 @@ def summary(proof):
         explanation.used = False
     judged = [(step, *proof.judge(step), proof.load(step))
               for step in proof.steps]
-    lines = [line for part in (head, tables, details, unused)
+    lines = [line for part in (head, tables, details, unused, texts)
              for line in part(proof, judged)]
     text = re.sub(r'\n{3,}', '\n\n', '\n'.join(lines)) + '\n'
     return text.replace(f'{ROOT}/', '')

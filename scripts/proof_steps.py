@@ -57,6 +57,7 @@ class Result:
     skipped: int = 0
     failures: list = dataclasses.field(default_factory=list)
     note: str = ''
+    text: str = ''              # Markdown, for the summary
 
     def add(self, ok, name):
         if ok:
@@ -612,6 +613,7 @@ class Packages(Step):
         shared = len(found['shared'])
         if shared:
             result.note = f'of the skipped {shared} fail with stock as well'
+        result.text = (BUILD / 'packages' / 'table.md').read_text()
         return result
 
 
