@@ -159,8 +159,8 @@ typedef struct {
     // Bits 48-54: number of open credits.  Bit 55: GROWING.  Bits 56-63:
     // number of resets of the peak, modulo 256.  Atomic.
     uint64_t word;
-    // Bits 0-47: the largest sum so far, unless that is in `word`.  Bits
-    // 56-63: as above.  Atomic.
+    // Bits 0-47: the largest sum so far; behind while the sum only grows.
+    // Bits 56-63: as above.  Atomic.
     uint64_t peak;
     // Open credits.  Guarded by the runtime's mutex, like all that follows.
     struct llist_node open;

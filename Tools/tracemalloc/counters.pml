@@ -13,8 +13,7 @@
        growing, tag  of open credits, whether the sum is its peak and only
                      grows, and what is changed by a reset
      peak, peak_tag  the largest sum, and the tag of the word it belongs to;
-                     also one word; behind while no credit is open and the
-                     sum only grows
+                     also one word; behind while the sum only grows
      mutex           the mutex of the runtime
      inside[i]       thread i is using its credit
      open[i]         it may do so
