@@ -1,5 +1,5 @@
-// tracemalloc's life cycle (start, stop, fork, the end of an interpreter), its
-// reference tracer, queries, and public C API.
+// tracemalloc's life cycle (start, stop, fork, the end of an interpreter),
+// queries, and public C API.
 
 #include "Python.h"
 #include "pycore_ceval.h"         // _PyEval_StopTheWorldAll()
@@ -31,73 +31,6 @@ start_threads(void)
 }
 
 
-/* --- Reference tracer --------------------------------------------------- */
-
-static inline int
-call_user_tracer(PyObject *op, PyRefTracerEvent event, void *data)
-{
-    PyRefTracer user = (PyRefTracer)_Py_atomic_load_ptr_relaxed(
-        &RUNTIME->ref_tracer);
-    return user != NULL ? user(op, event, data) : 0;
-}
-
-// A block from a free list has the trace of its previous life; it gets the
-// traceback of its new one (bpo-35053).
-static Py_NO_INLINE int
-trace_new_object(PyThreadState *tstate, PyObject *op, void *data)
-{
-    _PyTraceMalloc_Reattribute(tstate, op);
-    return call_user_tracer(op, PyRefTracer_CREATE, data);
-}
-
-// Returns what the user's tracer does.
-static int
-trace_ref(PyObject *op, PyRefTracerEvent event, void *data)
-{
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (event == PyRefTracer_CREATE && tstate != NULL
-        && tstate->interp->tracemalloc.tracing
-        && !thread_of(tstate)->reentrant)
-    {
-        return trace_new_object(tstate, op, data);
-    }
-    return call_user_tracer(op, event, data);
-}
-
-// There is one slot for a tracer.  While an interpreter traces, ours takes the
-// place of the user's function there and calls it; the user's data stays where
-// it is.  With the runtime's mutex held.
-static void
-set_tracer_slot(void)
-{
-    PyRefTracer tracer = is_idle() ? RUNTIME->ref_tracer : trace_ref;
-    _Py_atomic_store_ptr_relaxed(&_PyRuntime.ref_tracer.tracer_func,
-                                 (void *)tracer);
-}
-
-void
-_PyTraceMalloc_SetRefTracer(PyRefTracer tracer, void *data)
-{
-    lock_mutex(&RUNTIME->mutex);
-    _Py_atomic_store_ptr_relaxed(&_PyRuntime.ref_tracer.tracer_data, data);
-    _Py_atomic_store_ptr_relaxed(&RUNTIME->ref_tracer, (void *)tracer);
-    set_tracer_slot();
-    PyMutex_Unlock(&RUNTIME->mutex);
-}
-
-PyRefTracer
-_PyTraceMalloc_GetRefTracer(void **data)
-{
-    lock_mutex(&RUNTIME->mutex);
-    PyRefTracer tracer = RUNTIME->ref_tracer;
-    if (data != NULL) {
-        *data = _PyRuntime.ref_tracer.tracer_data;
-    }
-    PyMutex_Unlock(&RUNTIME->mutex);
-    return tracer;
-}
-
-
 /* --- Start and stop ----------------------------------------------------- */
 
 // What threads remember of frames is void from now on.
@@ -112,7 +45,6 @@ add_to_ntracing(int change)
 {
     _Py_atomic_store_int_relaxed(&RUNTIME->ntracing,
                                  RUNTIME->ntracing + change);
-    set_tracer_slot();
 }
 
 // -1 if there is no memory, -2 if there is no key.
@@ -249,7 +181,6 @@ void
 _PyTraceMalloc_InitRuntime(void)
 {
     assert(RUNTIME->ntracing == 0);
-    RUNTIME->ref_tracer = NULL;
     RUNTIME->tstates_gone = false;
 }
 

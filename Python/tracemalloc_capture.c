@@ -14,7 +14,7 @@
 // forgotten at any time, but is never wrong; it is void when the epoch of the
 // interpreter changes.  It needs no lock.
 //
-//   activations: frame -> callers (direct-mapped)
+//   activations: frame -> callers, version of the code (direct-mapped)
 //   nodes:       (callers, instruction) -> node, with a traceback if a trace
 //                has used it
 //
@@ -50,6 +50,7 @@ typedef struct _tracemalloc_capture tracemalloc_capture;
 typedef struct {
     const _PyInterpreterFrame *frame;
     uint32_t callers;
+    uint32_t version;             // of the code
 } activation;
 
 typedef struct {
@@ -237,6 +238,16 @@ depth_of(tracemalloc_capture *capture, bool by_depth, uint32_t callers)
     return get_node(capture, callers)->depth;
 }
 
+// "Callers" of whom a frame calls that has these callers, itself the depth-th.
+// There is room for a node.
+static inline uint32_t
+add_caller(tracemalloc_capture *capture, bool by_depth,
+           _PyInterpreterFrame *frame, uint32_t callers, size_t depth)
+{
+    return by_depth ? (uint32_t)depth
+           : find_node(capture, frame, callers, depth);
+}
+
 
 /* --- Activations -------------------------------------------------------- */
 
@@ -265,124 +276,96 @@ find_activation(tracemalloc_capture *capture,
     return found->frame == frame ? found : NULL;
 }
 
+// Forget the sites of former activations at the place of a frame.
 static void
-remember(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
-         uint32_t callers)
+forget_sites(thread_state *ts, const _PyInterpreterFrame *frame)
 {
-    if (is_pushed_by_core(frame)) {
-        *activation_slot(capture, frame) = (activation){frame, callers};
-        frame->callers_known = 1;
+    for (size_t i = 0; i < _PyTraceMalloc_NUM_SITES; i++) {
+        if (ts->sites[i].frame == frame) {
+            ts->sites[i].frame = NULL;
+        }
     }
 }
 
-// Forget the sites of former activations at the place of these frames.
+// The sites of a former activation remain if it was of the same code and had
+// the same callers.
 static void
-forget_sites(thread_state *ts, _PyInterpreterFrame **frames, size_t nframe)
+remember(thread_state *ts, _PyInterpreterFrame *frame, uint32_t callers)
 {
-    if (nframe > _PyTraceMalloc_NUM_SITES) {
-        // Does not take long, and forgets more than it has to.
-        memset(ts->sites, 0, sizeof(ts->sites));
+    if (!is_pushed_by_core(frame)) {
         return;
     }
-    for (size_t i = 0; i < nframe; i++) {
-        for (size_t k = 0; k < _PyTraceMalloc_NUM_SITES; k++) {
-            if (ts->sites[k].frame == frames[i] && !frames[i]->callers_known) {
-                ts->sites[k].frame = NULL;
-            }
-        }
+    activation *slot = activation_slot(ts->capture, frame);
+    uint32_t version = _PyFrame_GetCode(frame)->co_version;
+    if (!frame->callers_known
+        && (slot->frame != frame || slot->callers != callers
+            || slot->version != version || version == 0))
+    {
+        forget_sites(ts, frame);
     }
+    *slot = (activation){frame, callers, version};
+    frame->callers_known = 1;
 }
 
-// One walk: what it depends on and what it has found.
-typedef struct {
-    thread_state *ts;
-    bool by_depth;                // are callers just a number of frames?
-    size_t nframe;                // frames passed
-    size_t nkept;                 // of these in `frames` of the capture
-    _PyInterpreterFrame *end;     // a frame that is remembered, or NULL
-    uint32_t end_callers;         // 0 without one
-} frame_walk;
-
-// Walk from a frame to the first one that is remembered.
-static void
-walk_frames(frame_walk *walk, _PyInterpreterFrame *frame)
+static size_t
+count_frames(_PyInterpreterFrame *frame)
 {
-    tracemalloc_capture *capture = walk->ts->capture;
     size_t n = 0;
-    walk->end_callers = 0;
     for (; frame != NULL; n++) {
-        const activation *known = find_activation(capture, frame);
-        if (known != NULL) {
-            walk->end_callers = known->callers;
-            break;
-        }
-        if (n < capture->max_nodes / 2) {
-            capture->frames[n] = frame;
-        }
         frame = _PyFrame_GetFirstComplete(frame->previous);
     }
-    walk->end = frame;
-    walk->nframe = n;
-    walk->nkept = Py_MIN(n, capture->max_nodes / 2);
+    return n;
 }
 
-// Walk, and make room for the nodes that come of it.
-static void
-walk_with_room(frame_walk *walk, interp_state *tm, _PyInterpreterFrame *frame)
+// Walk from a frame to the first one that is remembered, and give each frame
+// on the way its callers.  Returns those of the first frame; there is room for
+// one more node.
+static uint32_t
+walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
+                _PyInterpreterFrame *first)
 {
+    tracemalloc_capture *capture;
+    _PyInterpreterFrame *frame;
+    const activation *known;
+    size_t n;
     while (true) {
-        tracemalloc_capture *capture = walk->ts->capture;
-        walk_frames(walk, frame);
-        // One for the end, one for older frames, one for the traceback.
-        size_t need = walk->by_depth ? 1 : walk->nkept + 3;
-        bool has_room = capture->nnodes + need <= capture->max_nodes;
-        if (has_room && walk->nkept == walk->nframe) {
-            return;
+        capture = ts->capture;
+        frame = first;
+        known = NULL;
+        for (n = 0; frame != NULL && n < capture->max_nodes / 2; n++) {
+            known = find_activation(capture, frame);
+            if (known != NULL) {
+                break;
+            }
+            capture->frames[n] = frame;
+            frame = _PyFrame_GetFirstComplete(frame->previous);
         }
-        if (!grow_capture(tm, walk->ts)) {
+        // One for the end, one for what is older, one for the traceback.
+        bool has_room = capture->nnodes + n + 3 <= capture->max_nodes;
+        if (has_room && (frame == NULL || known != NULL)) {
+            break;
+        }
+        if (!grow_capture(tm, ts)) {
             if (has_room) {
-                return;
+                break;
             }
             forget(capture);
         }
     }
-}
-
-// "Callers" of whom a frame calls that has these callers, itself the depth-th.
-static uint32_t
-add_caller(const frame_walk *walk, _PyInterpreterFrame *frame,
-           uint32_t callers, size_t depth)
-{
-    return walk->by_depth ? (uint32_t)depth
-           : find_node(walk->ts->capture, frame, callers, depth);
-}
-
-// Give each frame of a walk its callers.  Returns those of the first one.
-static uint32_t
-find_callers(const frame_walk *walk)
-{
-    tracemalloc_capture *capture = walk->ts->capture;
-    uint32_t callers = walk->end_callers;
-    if (walk->nframe == 0) {
-        return callers;
-    }
-    size_t depth = 0;
-    if (walk->end != NULL) {
-        depth = depth_of(capture, walk->by_depth, callers) + 1;
-        callers = add_caller(walk, walk->end, callers, depth);
-    }
-    if (walk->nkept < walk->nframe) {
-        depth += walk->nframe - walk->nkept;
-        callers = walk->by_depth ? (uint32_t)depth
+    uint32_t callers = known != NULL ? known->callers : 0;
+    size_t depth = depth_of(capture, by_depth, callers);
+    if (frame != NULL && known == NULL) {
+        // Frames that are older than these are not remembered.
+        depth = count_frames(frame) - 1;
+        callers = by_depth ? (uint32_t)depth
                   : add_anonymous_node(capture, depth);
     }
-    forget_sites(walk->ts, capture->frames, walk->nkept);
-    for (size_t i = walk->nkept; i-- > 0; ) {
-        remember(capture, capture->frames[i], callers);
-        if (i > 0) {
-            depth++;
-            callers = add_caller(walk, capture->frames[i], callers, depth);
+    while (n > 0) {
+        if (frame != NULL) {
+            callers = add_caller(capture, by_depth, frame, callers, ++depth);
         }
+        frame = capture->frames[--n];
+        remember(ts, frame, callers);
     }
     return callers;
 }
@@ -434,29 +417,20 @@ capture_frame(const tracemalloc_caller *caller, _PyInterpreterFrame *frame,
     if (refresh_capture(caller, ts) < 0) {
         return -1;
     }
-    frame_walk walk = {.ts = ts, .by_depth = tm->max_nframe == 1};
-    walk_with_room(&walk, tm, frame);
-    uint32_t callers = find_callers(&walk);
-    if (find_traceback(ts->capture, tm, frame, callers, id) < 0) {
+    uint32_t callers = walk_to_callers(ts, tm, tm->max_nframe == 1, frame);
+    tracemalloc_site *site = site_of(ts, frame->instr_ptr);
+    if (is_at_site(site, frame)) {
+        // Of a former activation.
+        *id = site->traceback;
+    }
+    else if (find_traceback(ts->capture, tm, frame, callers, id) < 0) {
         return -1;
     }
-    if (is_pushed_by_core(frame)) {
-        *site_of(ts, frame->instr_ptr) = (tracemalloc_site){
-            frame, frame->instr_ptr, *id,
-        };
+    else if (is_pushed_by_core(frame)) {
+        *site = (tracemalloc_site){frame, frame->instr_ptr, *id};
     }
     assert(_PyTraceMalloc_IsExact(tm, frame, *id));
     return 0;
-}
-
-static size_t
-count_frames(_PyInterpreterFrame *frame)
-{
-    size_t n = 0;
-    for (; frame != NULL; n++) {
-        frame = _PyFrame_GetFirstComplete(frame->previous);
-    }
-    return n;
 }
 
 int

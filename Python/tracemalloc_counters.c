@@ -57,6 +57,10 @@
 // PyTraceMalloc_Track() takes any size.
 #define HUGE_SIZE (UINT64_C(1) << 38)
 
+// From here on, part of what is in `word` is moved to where they are counted.
+#define MAX_WORD (UINT64_C(1) << 47)
+#define MOVED (MAX_WORD / 2)
+
 // Operations until a closed credit is opened again.
 #define REST 1024
 
@@ -266,7 +270,8 @@ has_huge(void)
 static bool
 is_among_huge(size_t size)
 {
-    return size >= HUGE_SIZE || has_huge();
+    return size >= HUGE_SIZE || has_huge()
+           || COMMITTED(_Py_atomic_load_uint64(&COUNTERS->word)) >= MAX_WORD;
 }
 
 static uint64_t
@@ -282,6 +287,15 @@ total(void)
     return Py_MIN(units * HUGE_SIZE + rest, (uint64_t)PY_SSIZE_T_MAX);
 }
 
+// Move part of the word there, or back.
+static void
+move_to_huge(bool back)
+{
+    uint64_t units = MOVED / HUGE_SIZE;
+    _Py_atomic_add_uint64(&COUNTERS->word, back ? MOVED : -MOVED);
+    _Py_atomic_add_uint64(&COUNTERS->huge_units, back ? -units : units);
+}
+
 static void
 count_among_huge(size_t size, bool add, bool locked)
 {
@@ -289,10 +303,17 @@ count_among_huge(size_t size, bool add, bool locked)
     uint64_t rest = units > 0 ? size % HUGE_SIZE : 0;
     lock(locked);
     close_credits(0);
+    uint64_t word = COMMITTED(_Py_atomic_load_uint64(&COUNTERS->word));
     if (units == 0 && add) {
         _Py_atomic_add_uint64(&COUNTERS->word, size);
+        if (word + size >= MAX_WORD) {
+            move_to_huge(false);
+        }
     }
     else if (units == 0) {
+        if (word < size) {
+            move_to_huge(true);
+        }
         remove_from_word(size, true);
     }
     COUNTERS->huge_rest += add ? rest : -rest;

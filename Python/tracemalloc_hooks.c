@@ -503,7 +503,7 @@ choose_level(PyMemAllocatorDomain domain, const PyMemAllocatorEx *top,
     }
     if (reached) {
         // Somebody may have put them in again who had saved them.
-        RUNTIME->nlevels[domain] = (uint8_t)Py_MAX(nlevels, 1);
+        RUNTIME->nlevels[domain] = Py_MAX(nlevels, 1);
         return -1;
     }
     if (nlevels == 0 || _PyMem_IsBuiltinAllocator(top)) {
@@ -537,7 +537,7 @@ install_domain(PyMemAllocatorDomain domain, bool reached)
         _Py_atomic_store_ptr_release(&RUNTIME->below[level][domain], record);
         // It fails if somebody else has set an allocator meanwhile.
     } while (!_PyMem_ReplaceFunctions(domain, &top, &hooks[level][domain]));
-    RUNTIME->nlevels[domain] = (uint8_t)(level + 1);
+    RUNTIME->nlevels[domain] = level + 1;
     return 0;
 }
 
@@ -576,7 +576,7 @@ _PyTraceMalloc_RemoveHooks(void)
         PyMemAllocatorEx top = hooks[level][domain];
         top.ctx = below(domain, level)->ctx;
         if (_PyMem_ReplaceFunctions(domain, &top, below(domain, level))) {
-            RUNTIME->nlevels[domain] = (uint8_t)level;
+            RUNTIME->nlevels[domain] = level;
         }
     }
     _Py_atomic_add_uint32(&RUNTIME->hooks_version, 1);

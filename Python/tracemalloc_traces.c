@@ -17,7 +17,6 @@
 // So the sum is never less than what the traces add up to.
 
 #include "Python.h"
-#include "pycore_frame.h"         // _PyInterpreterFrame
 #include "pycore_object.h"        // _PyType_PreHeaderSize()
 #include "pycore_tracemalloc_shared.h"  // lock_own()
 
@@ -73,23 +72,6 @@ own_slot(interp_state *tm, tracemalloc_page **link, uintptr_t ptr,
 }
 
 
-// The slot of a block of the caller's own interpreter, if that is where its
-// trace is to go and there is none; else NULL.
-static inline Py_ALWAYS_INLINE tracemalloc_slot *
-free_slot(PyThreadState *tstate, tracemalloc_page *page, uintptr_t ptr,
-          size_t size)
-{
-    tracemalloc_slot *slot = _PyTraceMalloc_OwnSlot(tstate->interp, page, ptr);
-    if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK
-        || size > UINT32_MAX
-        || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0)
-    {
-        return NULL;
-    }
-    return slot;
-}
-
-
 /* --- Add ---------------------------------------------------------------- */
 
 // The traceback of the thread if it is at a remembered site; else
@@ -100,26 +82,30 @@ remembered_traceback(PyThreadState *tstate)
     thread_state *ts = thread_of(tstate);
     interp_state *tm = &tstate->interp->tracemalloc;
     _PyInterpreterFrame *frame = tstate->current_frame;
-    if (frame == NULL || !frame->callers_known
+    if (frame == NULL
         || ts->epoch != _Py_atomic_load_uint64_relaxed(&tm->epoch))
     {
         return _PyTraceMalloc_NO_TRACEBACK;
     }
     const tracemalloc_site *site = site_of(ts, frame->instr_ptr);
-    if (site->frame != frame || site->instr != frame->instr_ptr) {
+    if (!is_at_site(site, frame)) {
         return _PyTraceMalloc_NO_TRACEBACK;
     }
     assert(_PyTraceMalloc_IsExact(tm, frame, site->traceback));
     return site->traceback;
 }
 
-// Capture, unless `id` is what remembered_traceback() has found.
-static inline int
-capture(PyThreadState *tstate, uint32_t *id)
+// The traceback of the thread, which is at no remembered site; NO_TRACEBACK if
+// there is no memory or the interpreter does not trace any more.
+static uint32_t
+capture(PyThreadState *tstate)
 {
     tracemalloc_caller caller = attached_caller(tstate);
-    return *id != _PyTraceMalloc_NO_TRACEBACK ? 0
-           : _PyTraceMalloc_Capture(&caller, id);
+    uint32_t id;
+    if (!caller.interp->tracing || _PyTraceMalloc_Capture(&caller, &id) < 0) {
+        return _PyTraceMalloc_NO_TRACEBACK;
+    }
+    return id;
 }
 
 // Count a trace and store it in the hash table, in place of one that is there.
@@ -224,19 +210,24 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
     return done;
 }
 
-// The same for a block in a page, which needs a free slot and enough credit.
+// The same for a block in a page of the own interpreter, which needs a free
+// slot and enough credit.
 static inline Py_ALWAYS_INLINE bool
-try_add_to_slot(PyThreadState *tstate, tracemalloc_page **link, uintptr_t ptr,
-                size_t size, uint32_t traceback)
+try_add_to_slot(PyThreadState *tstate, uintptr_t ptr, size_t size,
+                uint32_t traceback)
 {
-    tracemalloc_slot *slot = free_slot(
-        tstate, _PyTraceMalloc_LoadPage(link), ptr, size);
-    if (slot == NULL || !_PyTraceMalloc_TryCountAdd(own_credit(tstate), size))
+    tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
+    if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK
+        || size > UINT32_MAX
+        || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0
+        || !_PyTraceMalloc_TryCountAdd(own_credit(tstate), size))
     {
         return false;
     }
     slot->size = (uint32_t)size;
     slot->traceback = traceback;
+    thread_of(tstate)->last_block = ptr;
+    thread_of(tstate)->last_traceback = traceback;
     return true;
 }
 
@@ -246,21 +237,25 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
 {
     thread_state *ts = thread_of(tstate);
     ts->last_block = 0;
-    // The allocator below may have let another thread stop tracing.
-    if (!tstate->interp->tracemalloc.tracing) {
-        return 0;
-    }
-    if (capture(tstate, &traceback) < 0) {
-        if (origin == BLOCK_NEW) {
-            return -1;
+    if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
+        traceback = capture(tstate);
+        // The allocator below may have let another thread stop tracing.
+        if (!tstate->interp->tracemalloc.tracing) {
+            return 0;
         }
-        traceback = _PyTraceMalloc_UNKNOWN;
+        if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
+            if (origin == BLOCK_NEW) {
+                return -1;
+            }
+            traceback = _PyTraceMalloc_UNKNOWN;
+        }
+        if (try_add_to_slot(tstate, ptr, size, traceback)) {
+            return 0;
+        }
     }
-    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
-    bool stored = link != NULL
-                  ? try_add_to_slot(tstate, link, ptr, size, traceback)
-                  : try_add_to_table(tstate, ptr, size, traceback);
-    if (!stored && store_block(tstate, ptr, size, origin, traceback) < 0) {
+    bool done = _PyTraceMalloc_PageLink(tstate->interp, ptr) == NULL
+                && try_add_to_table(tstate, ptr, size, traceback);
+    if (!done && store_block(tstate, ptr, size, origin, traceback) < 0) {
         return -1;
     }
     ts->last_block = ptr;
@@ -273,13 +268,9 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
                         tracemalloc_block_origin origin)
 {
     uint32_t traceback = remembered_traceback(tstate);
-    tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
-    if (traceback != _PyTraceMalloc_NO_TRACEBACK && link != NULL
-        && try_add_to_slot(tstate, link, ptr, size, traceback))
+    if (traceback != _PyTraceMalloc_NO_TRACEBACK
+        && try_add_to_slot(tstate, ptr, size, traceback))
     {
-        thread_state *ts = thread_of(tstate);
-        ts->last_block = ptr;
-        ts->last_traceback = traceback;
         return 0;
     }
     return add_block_slowly(tstate, ptr, size, origin, traceback);
@@ -508,7 +499,17 @@ _PyTraceMalloc_RemoveAnywhere(const tracemalloc_caller *caller,
 }
 
 
-/* --- Reattribute -------------------------------------------------------- */
+/* --- New objects -------------------------------------------------------- */
+
+static Py_NO_INLINE void
+capture_for_slot(PyThreadState *tstate, tracemalloc_slot *slot)
+{
+    uint32_t traceback = capture(tstate);
+    // Without memory it keeps the old one.
+    if (traceback != _PyTraceMalloc_NO_TRACEBACK) {
+        slot->traceback = traceback;
+    }
+}
 
 // The trace is in the hash table, or another interpreter has it.
 static Py_NO_INLINE void
@@ -520,7 +521,10 @@ reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
         return;
     }
     tracemalloc_caller caller = attached_caller(tstate);
-    if (capture(tstate, &traceback) < 0) {
+    if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
+        traceback = capture(tstate);
+    }
+    if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
         // Without memory it keeps the old one.
         _PyTraceMalloc_PutBack(&caller, &removed);
     }
@@ -535,9 +539,17 @@ reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
     }
 }
 
+// A block from a free list has the trace of its previous life; it gets the
+// traceback of its new one (bpo-35053).
 void
-_PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op)
+_PyTraceMalloc_ObjectCreated(PyObject *op)
 {
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL || !tstate->interp->tracemalloc.tracing
+        || thread_of(tstate)->reentrant)
+    {
+        return;
+    }
     uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
     thread_state *ts = thread_of(tstate);
     uint32_t traceback = remembered_traceback(tstate);
@@ -550,10 +562,13 @@ _PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op)
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
     tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
     tracemalloc_slot *slot = _PyTraceMalloc_OwnSlot(tstate->interp, page, ptr);
-    if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK
-        && traceback != _PyTraceMalloc_NO_TRACEBACK)
-    {
-        slot->traceback = traceback;
+    if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
+        if (traceback != _PyTraceMalloc_NO_TRACEBACK) {
+            slot->traceback = traceback;
+        }
+        else {
+            capture_for_slot(tstate, slot);
+        }
     }
     // If its page has neither slots nor a mark, tracing began after it.
     else if (link == NULL || page != NULL

@@ -15,8 +15,7 @@
 // Files; calls go downward only:
 //
 //   Modules/_tracemalloc.c          the Python module
-//   Python/tracemalloc.c            start, stop, fork, the end; reference
-//                                   tracer; public C API
+//   Python/tracemalloc.c            start, stop, fork, the end; public C API
 //   Python/tracemalloc_dump.c       where a block in a fatal error is from
 //   Python/tracemalloc_hooks.c      allocator hooks
 //   Python/tracemalloc_traces.c     add and remove traces
@@ -95,8 +94,6 @@ struct _tracemalloc_runtime_state {
     // NULL until an interpreter traces, then never changed; released,
     // acquired.
     tracemalloc_directory *directory;
-    // The user's tracer of PyRefTracer_SetTracer(), called by ours; relaxed.
-    PyRefTracer ref_tracer;
     // How far the debug hooks move a block: 0, or bytes.  Relaxed.
     uintptr_t block_offset;
     // What is below the hooks of each level; released, acquired.
@@ -112,7 +109,7 @@ struct _tracemalloc_runtime_state {
     // Changes when hooks were installed or removed.  Atomic.
     uint32_t hooks_version;
     // Number of levels that have hooks, by domain.
-    uint8_t nlevels[_PyTraceMalloc_NUM_DOMAINS];
+    int nlevels[_PyTraceMalloc_NUM_DOMAINS];
     // May other thread states than the finalizing thread's be gone?
     bool tstates_gone;
     // Does the system make other processors see a write?
@@ -286,9 +283,9 @@ extern void _PyTraceMalloc_PutBack(
 extern void _PyTraceMalloc_RemoveAnywhere(
     const tracemalloc_caller *caller, unsigned int domain, uintptr_t ptr);
 
-// An attached thread, whose interpreter traces, has made an object in a block,
-// new or from a free list.
-extern void _PyTraceMalloc_Reattribute(PyThreadState *tstate, PyObject *op);
+// An object was created, in a new block or in one from a free list, while some
+// interpreter traces.
+extern void _PyTraceMalloc_ObjectCreated(PyObject *op);
 
 // Copy all traces, or that of one block (ntraces is 0 if it has none).  -1 if
 // there is no memory.
@@ -342,10 +339,6 @@ extern void _PyTraceMalloc_ResetPeak(void);
 // Keep an attached thread from being traced, or trace it again.  Returns the
 // previous setting.
 extern bool _PyTraceMalloc_SetReentrant(bool reentrant);
-
-// For PyRefTracer_SetTracer() and PyRefTracer_GetTracer().
-extern void _PyTraceMalloc_SetRefTracer(PyRefTracer tracer, void *data);
-extern PyRefTracer _PyTraceMalloc_GetRefTracer(void **data);
 
 // An attached thread has changed the line of a frame that is being executed,
 // the filename of a code object, or the evaluator of the interpreter.

@@ -11,6 +11,7 @@ extern "C" {
 #  error "this header requires Py_BUILD_CORE define"
 #endif
 
+#include "pycore_frame.h"         // _PyInterpreterFrame
 #include "pycore_interp.h"        // PyInterpreterState.tracemalloc
 #include "pycore_pystate.h"       // _Py_IsMainInterpreter()
 #include "pycore_runtime.h"       // _PyRuntime
@@ -235,6 +236,14 @@ static inline tracemalloc_site *
 site_of(thread_state *ts, const void *instr)
 {
     return &ts->sites[(uintptr_t)instr / 4 % _PyTraceMalloc_NUM_SITES];
+}
+
+// Is the frame where the traceback of this site was captured?
+static inline bool
+is_at_site(const tracemalloc_site *site, const _PyInterpreterFrame *frame)
+{
+    return frame->callers_known && site->frame == frame
+           && site->instr == frame->instr_ptr;
 }
 
 // The traceback of the calling thread; UNKNOWN if it is stateless.  -1 if

@@ -17,9 +17,8 @@ from test import support
 FUNCTIONS = """
     mem0_malloc mem0_calloc mem0_free obj0_malloc obj0_calloc obj0_free
     call_attached
-    trace_ref
     _PyTraceMalloc_AddBlock _PyTraceMalloc_FreeBlock
-    _PyTraceMalloc_Reattribute
+    _PyTraceMalloc_ObjectCreated
 """.split()
 
 # x86-64: prefixed, implied by an operand in memory, and the fences.

@@ -14,7 +14,7 @@ import unittest
 from test import support
 from test.support import import_helper, threading_helper
 from test.support.tracemalloc_helper import (
-    ADDRESS, CONFIGS, DOMAIN, MARK, FaultsBase, TestBase, get_lineno)
+    ADDRESS, CONFIGS, DOMAIN, MARK, MB, FaultsBase, TestBase, get_lineno)
 from test.test_tracemalloc_tracebacks import (
     TracebackTestCase, call_with_trace, frames_of)
 
@@ -388,6 +388,27 @@ class SizeTests(TestBase):
         self.assert_sums()
         del obj
         self.assertEqual(self.count(size), 0)
+        self.assert_sums()
+
+    @unittest.skipUnless(sys.maxsize > 1 << 32, 'needs a size of 64 bits')
+    def test_many_large_sizes(self):
+        # Their sum needs more bits than each of them.
+        tracemalloc.start()
+        obj = bytearray(MARK)
+        size = (1 << 38) - 1
+        addrs = range(ADDRESS, ADDRESS + 16 * 3000, 16)
+        before = tracemalloc.get_traced_memory()[0]
+        for addr in addrs:
+            capi.tracemalloc_track(DOMAIN, addr, size)
+        current, peak = tracemalloc.get_traced_memory()
+        for n in current, peak:
+            self.assertAlmostEqual(n - before, 3000 * size, delta=MB)
+        for addr in addrs:
+            capi.tracemalloc_untrack(DOMAIN, addr)
+        del obj
+        current, peak = tracemalloc.get_traced_memory()
+        self.assertAlmostEqual(current, before, delta=2 * MB)
+        self.assertAlmostEqual(peak - before, 3000 * size, delta=MB)
         self.assert_sums()
 
     def test_sum_passes_largest_size(self):

@@ -327,7 +327,7 @@ class AllocatorsBelowTests(ScriptBase):
 
 
 class RefTracerTests(TestBase):
-    """tracemalloc has a PyRefTracer of its own, and leaves a user's alone."""
+    """tracemalloc leaves a user's PyRefTracer alone."""
 
     def setUp(self):
         super().setUp()
