@@ -235,12 +235,31 @@ _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own)
     }
 }
 
+// Move part of the word to the huge sizes, or back; with the mutex held.
+static void
+move_to_huge(bool back)
+{
+    uint64_t units = MOVED / HUGE_SIZE;
+    assert(!back || COUNTERS->huge_units >= units);
+    _Py_atomic_add_uint64(&COUNTERS->word, back ? MOVED : -MOVED);
+    _Py_atomic_add_uint64(&COUNTERS->huge_units, back ? -units : units);
+}
 
 static void
 remove_from_word(size_t size, bool locked)
 {
     uint64_t word = _Py_atomic_load_uint64(&COUNTERS->word);
     for (;;) {
+        if (COMMITTED(word) < size) {
+            lock(locked);
+            word = _Py_atomic_load_uint64(&COUNTERS->word);
+            if (COMMITTED(word) < size) {
+                move_to_huge(true);
+            }
+            unlock(locked);
+            word = _Py_atomic_load_uint64(&COUNTERS->word);
+            continue;
+        }
         if (NUM_OPEN(word) > 0 && (word & GROWING)) {
             lock_and_close_credits(locked);
             word = _Py_atomic_load_uint64(&COUNTERS->word);
@@ -287,15 +306,6 @@ total(void)
     return Py_MIN(units * HUGE_SIZE + rest, (uint64_t)PY_SSIZE_T_MAX);
 }
 
-// Move part of the word there, or back.
-static void
-move_to_huge(bool back)
-{
-    uint64_t units = MOVED / HUGE_SIZE;
-    _Py_atomic_add_uint64(&COUNTERS->word, back ? MOVED : -MOVED);
-    _Py_atomic_add_uint64(&COUNTERS->huge_units, back ? -units : units);
-}
-
 static void
 count_among_huge(size_t size, bool add, bool locked)
 {
@@ -311,9 +321,6 @@ count_among_huge(size_t size, bool add, bool locked)
         }
     }
     else if (units == 0) {
-        if (word < size) {
-            move_to_huge(true);
-        }
         remove_from_word(size, true);
     }
     COUNTERS->huge_rest += add ? rest : -rest;

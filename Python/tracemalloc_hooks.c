@@ -220,7 +220,9 @@ end(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     int res = 0;
     if (function != FREE && had_trace(removed)) {
         if (ptr == NULL) {
+            int saved_errno = errno;
             _PyTraceMalloc_PutBack(caller, removed);
+            errno = saved_errno;
         }
         else {
             _PyTraceMalloc_CountRemove(caller, removed->trace.size);

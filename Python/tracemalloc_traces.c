@@ -95,15 +95,15 @@ remembered_traceback(PyThreadState *tstate)
     return site->traceback;
 }
 
-// The traceback of the thread, which is at no remembered site; NO_TRACEBACK if
-// there is no memory or the interpreter does not trace any more.
-static uint32_t
-capture(PyThreadState *tstate)
+// The traceback of the thread, which is at no remembered site; or `otherwise`
+// if there is no memory or the interpreter does not trace any more.
+static Py_NO_INLINE uint32_t
+capture(PyThreadState *tstate, uint32_t otherwise)
 {
     tracemalloc_caller caller = attached_caller(tstate);
     uint32_t id;
     if (!caller.interp->tracing || _PyTraceMalloc_Capture(&caller, &id) < 0) {
-        return _PyTraceMalloc_NO_TRACEBACK;
+        return otherwise;
     }
     return id;
 }
@@ -238,16 +238,15 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
     thread_state *ts = thread_of(tstate);
     ts->last_block = 0;
     if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
-        traceback = capture(tstate);
+        traceback = capture(tstate, origin == BLOCK_NEW
+                                    ? _PyTraceMalloc_NO_TRACEBACK
+                                    : _PyTraceMalloc_UNKNOWN);
         // The allocator below may have let another thread stop tracing.
         if (!tstate->interp->tracemalloc.tracing) {
             return 0;
         }
         if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
-            if (origin == BLOCK_NEW) {
-                return -1;
-            }
-            traceback = _PyTraceMalloc_UNKNOWN;
+            return -1;
         }
         if (try_add_to_slot(tstate, ptr, size, traceback)) {
             return 0;
@@ -444,6 +443,7 @@ void
 _PyTraceMalloc_FreeBlock(PyThreadState *tstate, uintptr_t ptr)
 {
     thread_state *ts = thread_of(tstate);
+    ts->last_block = 0;
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
     tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
     if (_PyTraceMalloc_HasSlots(page)) {
@@ -501,16 +501,6 @@ _PyTraceMalloc_RemoveAnywhere(const tracemalloc_caller *caller,
 
 /* --- New objects -------------------------------------------------------- */
 
-static Py_NO_INLINE void
-capture_for_slot(PyThreadState *tstate, tracemalloc_slot *slot)
-{
-    uint32_t traceback = capture(tstate);
-    // Without memory it keeps the old one.
-    if (traceback != _PyTraceMalloc_NO_TRACEBACK) {
-        slot->traceback = traceback;
-    }
-}
-
 // The trace is in the hash table, or another interpreter has it.
 static Py_NO_INLINE void
 reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
@@ -522,7 +512,7 @@ reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
     }
     tracemalloc_caller caller = attached_caller(tstate);
     if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
-        traceback = capture(tstate);
+        traceback = capture(tstate, _PyTraceMalloc_NO_TRACEBACK);
     }
     if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
         // Without memory it keeps the old one.
@@ -545,13 +535,12 @@ void
 _PyTraceMalloc_ObjectCreated(PyObject *op)
 {
     PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate == NULL || !tstate->interp->tracemalloc.tracing
-        || thread_of(tstate)->reentrant)
-    {
+    if (tstate == NULL || !tstate->interp->tracemalloc.tracing) {
         return;
     }
-    uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
+    // Also if the thread is reentrant: it has the block now.
     thread_state *ts = thread_of(tstate);
+    uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
     uint32_t traceback = remembered_traceback(tstate);
     bool is_last = ts->last_block == ptr && ts->last_traceback == traceback;
     ts->last_block = 0;
@@ -563,12 +552,9 @@ _PyTraceMalloc_ObjectCreated(PyObject *op)
     tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
     tracemalloc_slot *slot = _PyTraceMalloc_OwnSlot(tstate->interp, page, ptr);
     if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
-        if (traceback != _PyTraceMalloc_NO_TRACEBACK) {
-            slot->traceback = traceback;
-        }
-        else {
-            capture_for_slot(tstate, slot);
-        }
+        // Without memory it keeps the old one.
+        slot->traceback = traceback != _PyTraceMalloc_NO_TRACEBACK
+                          ? traceback : capture(tstate, slot->traceback);
     }
     // If its page has neither slots nor a mark, tracing began after it.
     else if (link == NULL || page != NULL

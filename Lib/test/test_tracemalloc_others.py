@@ -411,6 +411,26 @@ class RefTracerTests(TestBase):
                     tracemalloc.stop()
                 self.assertEqual(traceback, ((__file__, lineno),))
 
+    def test_reused_by_query(self):
+        # The tuples of the result, too: they are alive, the others are not.
+        support.gc_collect()
+        with support.disable_gc():
+            tracemalloc.start()
+            # No two are equal.
+            kept = [bytes(n) for n in range(1500)]
+            tuples = [(n, kept, kept, kept) for n in range(1500)]
+            lineno = get_lineno() - 1
+            tuples.clear()
+            result = tracemalloc._get_traces()
+            again = tracemalloc._get_traces()
+            tracemalloc.stop()
+        self.assertGreater(len(result), 1500)
+        found = [trace for trace in again
+                 if trace[2] == ((__file__, lineno),)]
+        # The list itself may be one of them, and its items.
+        self.assertLess(len(found), 10)
+
+
 
 class ErrnoTests(FaultsBase):
     """Whoever frees memory finds errno as it was."""
