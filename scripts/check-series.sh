@@ -7,6 +7,7 @@
 # long the files are (sizes.py).
 # EACH=1: every patch also builds and passes test_tracemalloc by itself, in
 # each of EACH_CONFIGS ("release"); EACH_OPT are the compiler's options there.
+# VERSION= another release: only checks that the patches apply to it.
 # CPYTHON= another version, 3.13 or later: only says which patches apply to that,
 # and which files of the others need porting.
 
@@ -32,6 +33,11 @@ wrong() {
 
 mapfile -t series < <(patch_files)
 [ ${#series[@]} != 0 ] || die "there is no patch in patches/; write the series with 'make export'."
+if [ "$VERSION" != "$BASE" ] && [ -z "${CPYTHON:-}" ]; then
+    "$ROOT/scripts/tree.sh" || give_up
+    echo "all ${#series[@]} apply to CPython $VERSION; nothing else is checked with a version other than $BASE"
+    exit 0
+fi
 make_tmp
 repo=$tmp/cpython
 STEPS=3
