@@ -291,6 +291,35 @@ class GeneratorTests(TracebackTestCase):
                 gen.send(None)
                 resume(gen)
 
+    def test_random_generators(self):
+        # They allocate themselves, on any of their lines, each with any caller.
+        def generate():
+            block = None
+            while True:
+                match (yield block):
+                    case 0: block = bytearray(50)
+                    case 1: block = bytearray(50)
+                    case 2: block = bytearray(50)
+        line = generate.__code__.co_firstlineno + 4
+        resume = [
+            lambda gen, n: gen.send(n),
+            lambda gen, n: gen.send(n),
+            lambda gen, n: gen.send(n),
+        ]
+        for record in self.each_limit():
+            generators = [generate() for _ in range(200)]
+            for gen in generators:
+                next(gen)
+            choose = random.Random(1).choice
+            for _ in range(3000):
+                n, gen = choose(range(3)), choose(generators)
+                func = choose(resume)
+                block, frames = func(gen, n), frames_of(sys._getframe())
+                traceback = tracemalloc._get_object_traceback(block)
+                record.compare(traceback, (
+                    (__file__, line + n),
+                    (__file__, func.__code__.co_firstlineno), *frames))
+
     def test_throw_and_close(self):
         for record in self.each_limit():
             def generate():
@@ -501,6 +530,20 @@ class ChangeTests(TracebackTestCase):
                 func()
                 func.__code__ = code
 
+    def test_copies_that_allocate(self):
+        # Called from one line, they have the same callers, too.
+        for record in self.each_limit():
+            def func():
+                return bytearray(50)
+            code = func.__code__
+            for i in range(50):
+                func.__code__ = code.replace(co_filename=f'file{i}')
+                block, frames = func(), frames_of(sys._getframe())
+                traceback = tracemalloc._get_object_traceback(block)
+                record.compare(traceback, (
+                    (f'file{i}', code.co_firstlineno + 1), *frames))
+                func.__code__ = code
+
     def test_code_without_version(self):
         # The interpreter has given out all versions.
         capi = import_helper.import_module('_testinternalcapi')
@@ -508,6 +551,7 @@ class ChangeTests(TracebackTestCase):
         self.addCleanup(capi.tracemalloc_next_code_version, version)
         self.test_code_at_the_same_place()
         self.test_copies_at_the_same_place()
+        self.test_copies_that_allocate()
 
     def test_replaced_code(self):
         for record in self.each_limit():
