@@ -149,12 +149,12 @@ class CallTests(TracebackTestCase):
             def down(n):
                 if n:
                     down(n - 1)
-                if n % 300 == 0:
+                if n % 1000 == 0:
                     record()
                     record.total_nframe()
-            with support.infinite_recursion(2000):
-                down(1500)
-                down(1500)
+            with support.infinite_recursion(6000):
+                down(5000)
+                down(5000)
 
     def test_long_tracebacks(self):
         # Only some frames allocate.  Tracebacks of all would take 36 MB.
