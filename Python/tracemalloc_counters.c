@@ -252,8 +252,7 @@ remove_from_word(size_t size, bool locked)
     for (;;) {
         if (COMMITTED(word) < size) {
             lock(locked);
-            word = _Py_atomic_load_uint64(&COUNTERS->word);
-            if (COMMITTED(word) < size) {
+            if (COMMITTED(_Py_atomic_load_uint64(&COUNTERS->word)) < size) {
                 move_to_huge(true);
             }
             unlock(locked);

@@ -431,7 +431,6 @@ class RefTracerTests(TestBase):
         self.assertLess(len(found), 10)
 
 
-
 class ErrnoTests(FaultsBase):
     """Whoever frees memory finds errno as it was."""
 
