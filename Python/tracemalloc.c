@@ -213,6 +213,7 @@ void
 _PyTraceMalloc_BeforeFork(void)
 {
     lock_mutex(&RUNTIME->mutex);
+    _PyTraceMalloc_CountersBeforeFork();
     change_mutexes(lock_mutex);
 }
 

@@ -203,9 +203,7 @@ begin(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
         _PyTraceMalloc_Remove(caller, removed);
     }
     if (function == FREE && had_trace(removed)) {
-        int saved_errno = errno;
         _PyTraceMalloc_CountRemove(caller, removed->trace.size);
-        errno = saved_errno;
     }
     return (function != FREE || had_trace(removed)) && enter(caller, removed);
 }
@@ -220,9 +218,7 @@ end(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     int res = 0;
     if (function != FREE && had_trace(removed)) {
         if (ptr == NULL) {
-            int saved_errno = errno;
             _PyTraceMalloc_PutBack(caller, removed);
-            errno = saved_errno;
         }
         else {
             _PyTraceMalloc_CountRemove(caller, removed->trace.size);
@@ -278,14 +274,14 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
 {
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL && !is_idle()) {
+        return call_detached(domain, alloc, function, NULL, nelem, elsize);
+    }
     if (tstate == NULL || !tstate->interp->tracemalloc.tracing
         || thread_of(tstate)->reentrant)
     {
-        if (tstate != NULL) {
+        if (tstate != NULL && thread_of(tstate)->reentrant) {
             thread_of(tstate)->reached |= DOMAIN_BIT(domain);
-        }
-        else if (!is_idle()) {
-            return call_detached(domain, alloc, function, NULL, nelem, elsize);
         }
         return call_below(alloc, function, NULL, nelem, elsize);
     }
@@ -303,6 +299,15 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
     return ptr;
 }
 
+// Has the interpreter's object allocator no block that anybody traces?
+static inline Py_ALWAYS_INLINE bool
+has_no_traces(PyThreadState *tstate)
+{
+    return WITH_GIL && !tstate->interp->tracemalloc.tracing
+           && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0
+           && !shares_obmalloc(&tstate->interp->tracemalloc);
+}
+
 // Has the block no trace, and is it to get none?  Then there is no block, or
 // nobody traces, or an outer hook is at work, or the calling thread is not
 // traced, or only frees, and nobody has traces of such blocks.
@@ -316,14 +321,12 @@ has_no_trace(PyThreadState *tstate, PyMemAllocatorDomain domain,
     if (tstate != NULL && thread_of(tstate)->freed_block == (uintptr_t)ptr) {
         return true;
     }
-    bool traced = tstate == NULL || tstate->interp->tracemalloc.tracing;
     if (domain == PYMEM_DOMAIN_RAW) {
+        bool traced = tstate == NULL || tstate->interp->tracemalloc.tracing;
         return (function == FREE || !traced)
                && !may_be_listed(0, (uintptr_t)ptr);
     }
-    return WITH_GIL && !traced
-           && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0
-           && !shares_obmalloc(&tstate->interp->tracemalloc);
+    return tstate != NULL && has_no_traces(tstate);
 }
 
 // What an attached thread does less often than the hooks below.
@@ -334,9 +337,13 @@ call_attached(PyThreadState *tstate, PyMemAllocatorDomain domain,
 {
     tracemalloc_removed removed = {.trace = {.ptr = (uintptr_t)ptr}};
     tracemalloc_caller caller = attached_caller(tstate);
+    int saved_errno = errno;
     bool traced = begin(&caller, domain, function, &removed);
+    errno = saved_errno;
     void *result = call_below(alloc, function, ptr, 1, size);
+    saved_errno = errno;
     (void)end(&caller, domain, function, &removed, traced, result, size);
+    errno = saved_errno;
     return result;
 }
 
@@ -372,8 +379,12 @@ hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
 {
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
+    if (domain != PYMEM_DOMAIN_RAW && tstate != NULL && has_no_traces(tstate))
+    {
+        alloc->free(alloc->ctx, ptr);
+    }
     // Without a GIL, the block may be one that another interpreter traces.
-    if (domain != PYMEM_DOMAIN_RAW && ptr != NULL && tstate != NULL
+    else if (domain != PYMEM_DOMAIN_RAW && ptr != NULL && tstate != NULL
         && (tstate->interp->tracemalloc.tracing || !WITH_GIL)
         && thread_of(tstate)->freed_block == 0)
     {

@@ -177,11 +177,13 @@ _PyTraceMalloc_PageEnds(tracemalloc_page *page)
     }
     // Blocks that were freed behind the hooks have left traces.
     size_t size = _PyTraceMalloc_SumSlots(page);
+    int saved_errno = errno;      // free() must not change it
     if (size > 0) {
-        _PyTraceMalloc_TakeFromSum(NULL, size, false);
+        _PyTraceMalloc_ChangeSum(NULL, size, false, false);
     }
     PyMutex *mutex = &page->owner->mutex;
     PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
     free_page(page, NULL);
     PyMutex_Unlock(mutex);
+    errno = saved_errno;
 }

@@ -47,7 +47,7 @@ _PyTraceMalloc_CountAdd(const tracemalloc_caller *caller, size_t size)
 {
     tracemalloc_credit *credit = usable_credit(caller);
     if (credit == NULL || !_PyTraceMalloc_TryCountAdd(credit, size)) {
-        _PyTraceMalloc_AddToSum(credit, size, !caller->attached);
+        _PyTraceMalloc_ChangeSum(credit, size, true, !caller->attached);
     }
 }
 
@@ -56,7 +56,7 @@ _PyTraceMalloc_CountRemove(const tracemalloc_caller *caller, size_t size)
 {
     tracemalloc_credit *credit = usable_credit(caller);
     if (credit == NULL || !_PyTraceMalloc_TryCountRemove(credit, size)) {
-        _PyTraceMalloc_TakeFromSum(credit, size, !caller->attached);
+        _PyTraceMalloc_ChangeSum(credit, size, false, !caller->attached);
     }
 }
 
@@ -138,7 +138,6 @@ _PyTraceMalloc_ChangeShared(int change)
     }
 }
 
-// With the table locked.  -1 if there is no memory; nothing has changed then.
 int
 _PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace,
                           bool must)
@@ -148,14 +147,14 @@ _PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace,
     {
         return -1;
     }
-    if (_PyTraceMalloc_TableAdd(&tm->table, trace, must) < 0) {
-        if (trace->listed) {
-            _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
-        }
-        return -1;
+    int res = _PyTraceMalloc_TableAdd(&tm->table, trace, must);
+    if (res < 0 && trace->listed) {
+        _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
     }
-    _PyTraceMalloc_ChangeShared(trace->tracked);
-    return 0;
+    if (res == 0) {
+        _PyTraceMalloc_ChangeShared(trace->tracked);
+    }
+    return res;
 }
 
 void
@@ -233,11 +232,9 @@ put_back(const tracemalloc_caller *caller, const tracemalloc_removed *removed)
     }
     bool locked = _PyTraceMalloc_LockTable(caller, tm);
     // Somebody may have tracked the block meanwhile.
-    bool done = (_PyTraceMalloc_TableFind(&tm->table, trace->domain,
-                                          trace->ptr) == NULL
-                 && _PyTraceMalloc_AddToTable(tm, trace, true) == 0);
+    int res = _PyTraceMalloc_AddToTable(tm, trace, true);
     unlock_own(tm, locked);
-    return done;
+    return res == 0;
 }
 
 void

@@ -49,7 +49,7 @@ _PyTraceMalloc_DropTraces(interp_state *tm)
     _PyTraceMalloc_LockInterp(tm, true);
     tracemalloc_trace *trace = NULL;
     while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
-        _PyTraceMalloc_TakeFromSum(NULL, trace->size, true);
+        _PyTraceMalloc_ChangeSum(NULL, trace->size, false, true);
         if (trace->listed) {
             _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
         }
@@ -59,7 +59,7 @@ _PyTraceMalloc_DropTraces(interp_state *tm)
     llist_for_each(node, &tm->pages) {
         size_t sum = _PyTraceMalloc_SumSlots(
             llist_data(node, tracemalloc_page, node));
-        _PyTraceMalloc_TakeFromSum(NULL, sum, true);
+        _PyTraceMalloc_ChangeSum(NULL, sum, false, true);
     }
     _PyTraceMalloc_TableFree(&tm->table);
     _PyTraceMalloc_FreePages(tm);
@@ -130,7 +130,7 @@ _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
         return;
     }
     while ((entry = _PyTraceMalloc_TableNext(&tm->table, entry)) != NULL) {
-        _PyTraceMalloc_AddToSum(NULL, entry->size, true);
+        _PyTraceMalloc_ChangeSum(NULL, entry->size, true, true);
         _PyTraceMalloc_ChangeShared(entry->tracked);
         if (entry->listed) {
             (void)_PyTraceMalloc_ListBlock(tm, entry->domain, entry->ptr,
@@ -141,7 +141,7 @@ _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
     llist_for_each(node, &tm->pages) {
         size_t sum = _PyTraceMalloc_SumSlots(
             llist_data(node, tracemalloc_page, node));
-        _PyTraceMalloc_AddToSum(NULL, sum, true);
+        _PyTraceMalloc_ChangeSum(NULL, sum, true, true);
     }
 }
 

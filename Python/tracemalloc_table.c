@@ -121,18 +121,19 @@ _PyTraceMalloc_TableFree(tracemalloc_table *table)
     *table = (tracemalloc_table){.allocator = allocator};
 }
 
-// There is a free slot.  False if the key is in the table.
-static inline bool
-put(tracemalloc_table *table, part *p, const tracemalloc_trace *trace)
+// Make room for one more trace.
+static Py_NO_INLINE int
+grow(tracemalloc_table *table, size_t i, bool must)
 {
-    tracemalloc_trace *slot = probe(p, trace->domain, trace->ptr);
-    if (!is_free(slot)) {
-        return false;
+    part *p = &table->parts[i];
+    size_t capacity = p->capacity + p->capacity / 2;
+    if (resize(p, table->allocator, Py_MAX(capacity, first_capacity(i))) < 0
+        // A probe ends at a free slot, so one has to be left.
+        && (!must || p->used + 1 >= p->capacity))
+    {
+        return -1;
     }
-    *slot = *trace;
-    p->used++;
-    table->used++;
-    return true;
+    return 0;
 }
 
 int
@@ -142,28 +143,17 @@ _PyTraceMalloc_TableAdd(tracemalloc_table *table,
     size_t i = part_index(trace->domain, trace->ptr);
     part *p = &table->parts[i];
     assert(!is_free(trace));
-    if (p->used >= FULL(p->capacity)) {
-        size_t capacity = p->capacity + p->capacity / 2;
-        if (resize(p, table->allocator,
-                   Py_MAX(capacity, first_capacity(i))) < 0
-            // A probe ends at a free slot, so one has to be left.
-            && (!must || p->used + 1 >= p->capacity))
-        {
-            return -1;
-        }
+    if (p->used >= FULL(p->capacity) && grow(table, i, must) < 0) {
+        return -1;
     }
-    bool added = put(table, p, trace);
-    assert(added);
-    (void)added;
+    tracemalloc_trace *slot = probe(p, trace->domain, trace->ptr);
+    if (!is_free(slot)) {
+        return 1;
+    }
+    *slot = *trace;
+    p->used++;
+    table->used++;
     return 0;
-}
-
-bool
-_PyTraceMalloc_TableTryAdd(tracemalloc_table *table,
-                           const tracemalloc_trace *trace)
-{
-    part *p = &table->parts[part_index(trace->domain, trace->ptr)];
-    return p->used < FULL(p->capacity) && put(table, p, trace);
 }
 
 tracemalloc_trace *

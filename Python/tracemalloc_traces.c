@@ -122,15 +122,14 @@ add_to_own_table(const tracemalloc_caller *caller,
     }
     _PyTraceMalloc_CountAdd(caller, trace->size);
     bool locked = _PyTraceMalloc_LockTable(caller, tm);
-    // Another thread may have tracked the block meanwhile: it came last.
-    bool found = _PyTraceMalloc_TableFind(&tm->table, trace->domain,
-                                          trace->ptr) != NULL;
-    int res = found ? 0 : _PyTraceMalloc_AddToTable(tm, trace, must);
+    int res = _PyTraceMalloc_AddToTable(tm, trace, must);
     unlock_own(tm, locked);
-    if (found || res < 0) {
+    if (res != 0) {
+        // There is no memory, or another thread has tracked the block
+        // meanwhile: it came last.
         _PyTraceMalloc_CountRemove(caller, trace->size);
     }
-    return res;
+    return Py_MIN(res, 0);
 }
 
 // Another interpreter may have the trace of a block that is the caller's now.
@@ -200,7 +199,7 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
         if (size <= (uint64_t)credit->available
-            && _PyTraceMalloc_TableTryAdd(&tm->table, &trace))
+            && _PyTraceMalloc_TableAdd(&tm->table, &trace, false) == 0)
         {
             credit->available -= (int64_t)size;
             done = true;
@@ -348,7 +347,6 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table,
 {
     bool found = false;
     interp_state *tm = caller->interp;
-    int saved_errno = errno;
     if (own_table && tm->tracing) {
         found = _PyTraceMalloc_FindAndRemove(caller, tm, removed);
     }
@@ -361,7 +359,6 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table,
     if (!found) {
         (void)_PyTraceMalloc_RemoveListed(caller, false, removed);
     }
-    errno = saved_errno;
 }
 
 // The trace of a block of the "mem" or "object" domain is in no slot.
@@ -401,11 +398,10 @@ try_remove_from_table(PyThreadState *tstate, uintptr_t ptr)
     bool done = false;
     tracemalloc_trace *trace = _PyTraceMalloc_TableFind(&tm->table, 0, ptr);
     if (trace != NULL && !trace->listed
-        && _PyTraceMalloc_CanReturn(credit, trace->size))
+        && _PyTraceMalloc_TryReturn(credit, trace->size))
     {
         ts->freed_traceback = trace->traceback;
         ts->freed_owner = tm;
-        credit->available += (int64_t)trace->size;
         _PyTraceMalloc_TableRemove(&tm->table, trace);
         done = true;
     }
@@ -413,6 +409,7 @@ try_remove_from_table(PyThreadState *tstate, uintptr_t ptr)
     return done;
 }
 
+// free() must not change errno.
 static Py_NO_INLINE void
 uncount_slowly(PyThreadState *tstate, size_t size)
 {
@@ -431,7 +428,9 @@ free_block_slowly(PyThreadState *tstate, tracemalloc_page **link,
     }
     thread_state *ts = thread_of(tstate);
     tracemalloc_removed removed = {.trace = {.ptr = ptr}};
+    int saved_errno = errno;
     remove_block_slowly(tstate, link, &removed);
+    errno = saved_errno;
     ts->freed_traceback = removed.trace.traceback;
     ts->freed_owner = removed.owner;
     if (removed.trace.traceback != _PyTraceMalloc_NO_TRACEBACK) {
@@ -532,12 +531,8 @@ reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
 // A block from a free list has the trace of its previous life; it gets the
 // traceback of its new one (bpo-35053).
 void
-_PyTraceMalloc_ObjectCreated(PyObject *op)
+_PyTraceMalloc_ObjectCreated(PyThreadState *tstate, PyObject *op)
 {
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate == NULL || !tstate->interp->tracemalloc.tracing) {
-        return;
-    }
     // Also if the thread is reentrant: it has the block now.
     thread_state *ts = thread_of(tstate);
     uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));

@@ -115,6 +115,8 @@ struct _tracemalloc_runtime_state {
     // Does the system make other processors see a write?
     bool has_barrier;
 
+    // All that follows is written by all threads.
+    char padding[16];
     PyMutex mutex;
     tracemalloc_counters counters;
 };
@@ -283,9 +285,9 @@ extern void _PyTraceMalloc_PutBack(
 extern void _PyTraceMalloc_RemoveAnywhere(
     const tracemalloc_caller *caller, unsigned int domain, uintptr_t ptr);
 
-// An object was created, in a new block or in one from a free list, while some
-// interpreter traces.
-extern void _PyTraceMalloc_ObjectCreated(PyObject *op);
+// An object was created, in a new block or in one from a free list, by a thread
+// whose interpreter traces.
+extern void _PyTraceMalloc_ObjectCreated(PyThreadState *tstate, PyObject *op);
 
 // Copy all traces, or that of one block (ntraces is 0 if it has none).  -1 if
 // there is no memory.

@@ -88,15 +88,10 @@ extern int _PyTraceMalloc_TableInit(
     tracemalloc_table *table, const PyMemAllocatorEx *allocator);
 extern void _PyTraceMalloc_TableFree(tracemalloc_table *table);
 
-// Add a trace whose key is not in the table.  -1 if there is no memory;
+// Add a trace.  1 if its key is in the table already, -1 if there is no memory;
 // `must` uses the last free slots then.
 extern int _PyTraceMalloc_TableAdd(
     tracemalloc_table *table, const tracemalloc_trace *trace, bool must);
-
-// The same in the simplest case: false if the key is there already, or the
-// table has to be resized first.
-extern bool _PyTraceMalloc_TableTryAdd(
-    tracemalloc_table *table, const tracemalloc_trace *trace);
 
 extern tracemalloc_trace *_PyTraceMalloc_TableFind(
     const tracemalloc_table *table, unsigned int domain, uintptr_t ptr);
@@ -143,45 +138,46 @@ typedef struct {
     // May the owner use it?  Atomic, written under the runtime's mutex.
     int open;
     // Bytes that may be added without asking, and from where on some are to be
-    // given back: 0 <= available <= limit.  `limit` is 0 if nothing may be
-    // freed without asking, see GROWING.  Written by the owner while `inside`,
-    // or by others once the credit is closed and the owner is not inside.
+    // given back; `limit` is 0 if nothing may be freed without asking, while
+    // the sum is growing.  `lowest` is the least that was available so far
+    // when something was freed.  Written by the owner while `inside`, or under
+    // the runtime's mutex while not `open`.
     int64_t available;
     int64_t limit;
-    // Operations until a closed credit is opened again.  Atomic.
-    int rest;
-    // In `open` of the counters; guarded by the runtime's mutex.
+    int64_t lowest;
+    // Does the owner need a fence to use it?  Written by the owner, under the
+    // runtime's mutex.
+    bool fenced;
+    // If positive, operations until a credit that others closed is opened
+    // again.  If negative, operations with the runtime's mutex so far while
+    // nobody else had credit.  Guarded by that mutex, like `node`.
+    int wait;
+    // In `open` of the counters.
     struct llist_node node;
 } tracemalloc_credit;
 
+// Guarded by the runtime's mutex.
 typedef struct {
-    // Bits 0-47: the sum of all traced sizes and of all credit, in bytes.
-    // Bits 48-54: number of open credits.  Bit 55: GROWING.  Bits 56-63:
-    // number of resets of the peak, modulo 256.  Atomic.
-    uint64_t word;
-    // Bits 0-47: the largest sum so far; behind while the sum only grows.
-    // Bits 56-63: as above.  Atomic.
+    // The sum of all traced sizes and of all open credit, in bytes, modulo
+    // 2**64, and how often it passed that: PyTraceMalloc_Track() takes any
+    // size.
+    uint64_t committed;
+    int carries;
+    // The largest sum so far; behind while the sum is growing.
     uint64_t peak;
-    // Open credits.  Guarded by the runtime's mutex, like all that follows.
-    struct llist_node open;
-    // The sum of sizes that are too large for `word`: 2**38 bytes times the
-    // first, which is atomic, and the second.  The third is the largest value
-    // of all together while there were such sizes.
-    uint64_t huge_units;
-    uint64_t huge_rest;
-    uint64_t huge_peak;
+    struct llist_node open;       // of tracemalloc_credit
 } tracemalloc_counters;
 
-// Add to the sum or take from it, with the calling thread's credit unless that
-// is NULL.  `locked`: is the runtime's mutex held?
-extern void _PyTraceMalloc_AddToSum(
-    tracemalloc_credit *credit, size_t size, bool locked);
-extern void _PyTraceMalloc_TakeFromSum(
-    tracemalloc_credit *credit, size_t size, bool locked);
+// Add to the sum or take from it, where the calling thread's credit does not
+// serve; it is NULL if the thread has none.  `locked`: is the runtime's mutex
+// held?  The thread is not inside its credit.
+extern void _PyTraceMalloc_ChangeSum(
+    tracemalloc_credit *credit, size_t size, bool add, bool locked);
 
 // With the runtime's mutex held.
 extern void _PyTraceMalloc_CountersInit(tracemalloc_counters *counters);
 extern void _PyTraceMalloc_CountersGet(size_t *sum, size_t *peak);
+extern void _PyTraceMalloc_CountersBeforeFork(void);
 extern void _PyTraceMalloc_CountersAfterFork(void);
 extern void _PyTraceMalloc_ResetCounterPeak(void);
 
@@ -192,15 +188,16 @@ extern void _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own);
 static inline bool
 _PyTraceMalloc_EnterCredit(tracemalloc_credit *credit)
 {
-#ifdef _Py_THREAD_SANITIZER
-    (void)_Py_atomic_exchange_int(&credit->inside, 1);
-#else
-    _Py_atomic_store_int_relaxed(&credit->inside, 1);
-    // Whoever closes the credit makes the processor see it: see
-    // close_credits().  Here only the compiler must keep the order.
-    _Py_atomic_compiler_fence();
-#endif
-    if (_Py_atomic_load_int_acquire(&credit->open)) {
+    if (credit->fenced) {
+        (void)_Py_atomic_exchange_int(&credit->inside, 1);
+    }
+    else {
+        // Whoever closes the credit makes the processor see it.  Here only the
+        // compiler must keep the order.
+        _Py_atomic_store_int_relaxed(&credit->inside, 1);
+        _Py_atomic_compiler_fence();
+    }
+    if (_Py_atomic_load_int(&credit->open)) {
         return true;
     }
     _Py_atomic_store_int_release(&credit->inside, 0);
@@ -226,12 +223,18 @@ _PyTraceMalloc_TryCountAdd(tracemalloc_credit *credit, size_t size)
     return done;
 }
 
-// Can this size be freed with the credit?  The owner is inside.
+// Free this size with the credit, if that can be done.  The owner is inside.
 static inline bool
-_PyTraceMalloc_CanReturn(const tracemalloc_credit *credit, size_t size)
+_PyTraceMalloc_TryReturn(tracemalloc_credit *credit, size_t size)
 {
-    int64_t room = credit->limit - credit->available;
-    return room >= 0 && size <= (uint64_t)room;
+    int64_t available = credit->available;
+    int64_t room = credit->limit - available;
+    if (room < 0 || size > (uint64_t)room) {
+        return false;
+    }
+    credit->lowest = Py_MIN(credit->lowest, available);
+    credit->available = available + (int64_t)size;
+    return true;
 }
 
 static inline bool
@@ -239,8 +242,7 @@ _PyTraceMalloc_TryCountRemove(tracemalloc_credit *credit, size_t size)
 {
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
-        done = _PyTraceMalloc_CanReturn(credit, size);
-        credit->available += done ? (int64_t)size : 0;
+        done = _PyTraceMalloc_TryReturn(credit, size);
         _PyTraceMalloc_LeaveCredit(credit);
     }
     return done;

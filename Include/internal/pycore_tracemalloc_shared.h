@@ -190,7 +190,8 @@ extern int _PyTraceMalloc_ListBlock(
 extern void _PyTraceMalloc_UnlistBlock(
     interp_state *tm, unsigned int domain, uintptr_t ptr);
 
-// With the table locked.  -1 if there is no memory; nothing has changed then.
+// With the table locked.  -1 if there is no memory, 1 if the block has a trace
+// there; nothing has changed then.
 extern int _PyTraceMalloc_AddToTable(
     interp_state *tm, const tracemalloc_trace *trace, bool must);
 extern void _PyTraceMalloc_RemoveFromTable(

@@ -100,6 +100,23 @@ class ForkTests(ForkBase):
             assert 44 * MB < peak < 48 * MB, peak
             """)
 
+    def test_peak_in_child_of_the_only_thread(self):
+        # It counts on its own, and its credit is lost in the child.
+        self.run_fork("""
+            MB = 1 << 20
+            tracemalloc.start()
+            for _ in range(3000):
+                bytearray(600)
+            tracemalloc.reset_peak()
+            kept = [bytearray(MB) for _ in range(40)]
+            del kept[4:]
+            def child():
+                size, peak = tracemalloc.get_traced_memory()
+                assert 4 * MB < size < 8 * MB, size
+                assert peak > 40 * MB, peak
+            in_child(child)
+            """)
+
     @unittest.skipIf(support.HAVE_ASAN_FORK_BUG, ASAN_FORK_BUG)
     def test_child_exits(self):
         # The child finalizes Python, its parent's other threads are gone.

@@ -489,17 +489,21 @@ PyDoc_STRVAR(use_credit_doc,
 "tracemalloc_use_credit()\n"
 "\n"
 "Allocate, reallocate and free small blocks while the lock of the runtime's\n"
-"tracemalloc state is held.  The sum is brought well below its peak before.");
+"tracemalloc state is held.  Before that, the sum is brought well below its\n"
+"peak, and a closed credit is given the time to be opened again.");
 
 static PyObject *
 tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
 {
     // What is freed becomes credit.
     PyMem_RawFree(PyMem_RawMalloc(1 << 20));
+    int res = use_credit(64);
 
     PyMutex *mutex = &_PyRuntime.tracemalloc.mutex;
     PyMutex_Lock(mutex);
-    int res = use_credit(64);
+    if (res == 0) {
+        res = use_credit(64);
+    }
     PyMutex_Unlock(mutex);
     if (res < 0) {
         return PyErr_NoMemory();

@@ -7,61 +7,60 @@
    What is modelled
    ----------------
    Python/tracemalloc_counters.c, and the inline functions that use credit in
-   pycore_tracemalloc.h:
+   pycore_tracemalloc_data.h:
 
-     committed, n,   the shared word: the sum and all open credit, the number
-       growing, tag  of open credits, whether the sum is its peak and only
-                     grows, and what is changed by a reset
-     peak, peak_tag  the largest sum, and the tag of the word it belongs to;
-                     also one word; behind while the sum only grows
+     committed       the sum and all open credit
+     peak            the largest sum; behind while the sum is growing
      mutex           the mutex of the runtime
      inside[i]       thread i is using its credit
      open[i]         it may do so
      listed[i]       its credit is in the list of the open ones
      available[i]    what is left of the credit
-     only_adds[i]    nothing may be freed with it (`limit` is 0)
+     only_adds[i]    nothing may be freed with it (`limit` is 0); the sum is
+                     growing if that is so of any credit in the list
+     sole[i]         the thread is the only one, and may go beyond the peak
+     lowest[i]       what was available at least when something was freed
 
    A step (one statement, d_step or atomic) has at most one access to what
-   others write at the same time, or is one compare-and-swap.  Joined to it is
-   what the mutex guards, and the owner's read of `available` to its write.
+   others write at the same time.  Joined to it is what the mutex guards, and
+   the owner's read of `available` to its write.
 
-   Each thread adds and removes 1 or 2 units, with its credit or without, and
-   adds without credit while it holds the mutex (as a detached thread does).
-   Thread 0 also reads the counters, resets the peak, and closes its own
-   credit.  All threads run forever.  Only the memory is bounded, and the
-   number of resets, since a tag that came round to the same value would not be
-   noticed.
+   Each thread adds and removes 1 or 2 units, and does so with its credit if it
+   can.  Thread 0 also reads the counters, resets the peak, and closes its own
+   credit or that of thread 1.  All threads run forever; only the memory is
+   bounded.
 
    Memory model: the owner's store of 1 to `inside` may wait in its write
-   buffer (delayed[i]) while it loads `open` and goes on: until the owner does
-   a compare-and-swap, or stores to `inside` again, or another thread's barrier
-   makes it visible.  All other stores and loads that matter have their order:
-   they are atomic with release or acquire, or guarded by `inside`.
+   buffer (delayed[i]) while it loads `open` and goes on: until the owner locks
+   a mutex, or stores to `inside` again, or another thread's barrier makes it
+   visible.  All other stores and loads that matter have their order: they are
+   atomic with release or acquire, or guarded by the mutex or by `inside`.
 
    What is claimed
    ---------------
    true_sum and true_peak are what the counters have to be.  They change at one
-   step of each operation: where `available` is written, or where the word is
-   changed by a compare-and-swap.  A reset happens where it changes the tag.
+   step of each operation: where `available` is written, or where `committed`
+   is changed with the mutex held.
 
-     (1) While nobody is in an operation:
-             committed == true_sum + all credit
-             the larger of peak and committed == true_peak; but while any
-             credit is open, true_sum if it is growing, or else just peak,
-             and committed <= peak
-     (2) The sum that is read is true_sum.  The peak that is read was
-         true_peak at some time while it was read, and is not below what was
-         read before.
+     (1) Whenever the mutex is unlocked:
+             committed == true_sum + all open credit
+             if the sum is growing:   true_sum == true_peak
+             if a thread is the only one:  the larger of peak and
+                 committed - what was lowest == true_peak
+             otherwise:               peak == true_peak
+             and then, if any credit is open:  committed <= peak
+     (2) The sum and the peak that are read are true_sum and true_peak.
      (3) No credit is used or changed by its owner after it was taken.
      (4) There is no deadlock, and (check_model.sh: "progress") no endless wait
-         or retry while no operation ends.
+         while no operation ends.
 
    What is left out
    ----------------
-   MAX_GRANT, MIN_GRANT, `limit` but for 0, and `rest`: here any credit is given
-   out or back that is possible, up to EXTRA where all is possible, and is
-   opened, or not, after any operation without.
-   Sizes from HUGE_SIZE on: they are counted under the mutex.
+   MAX_GRANT, MIN_GRANT, `limit` but for 0, and `wait`: here any credit is given
+   out that is possible, up to EXTRA where all is possible, and is opened, or
+   not, after any operation with the mutex; also that of the only thread.  A step with open credit that is
+   possible may be refused.
+   Sums that pass 2**64.
 
    How to run it
    -------------
@@ -81,12 +80,6 @@
 #ifndef EXTRA
 #define EXTRA           1       /* credit beyond the peak, at most */
 #endif
-#ifndef RESETS
-#define RESETS          1       /* how often the peak may be reset */
-#endif
-#ifndef BY_MUTEX
-#define BY_MUTEX        1       /* adds with the mutex, without credit */
-#endif
 #ifndef BUG
 #define BUG             0
 #endif
@@ -96,68 +89,63 @@
 #define NO_WAIT_FOR_INSIDE      (BUG == 3)
 #define OPEN_NOT_CLEARED        (BUG == 4)
 #define LEAVE_TOO_EARLY         (BUG == 5)
-#define PEAK_WITHOUT_CLOSING    (BUG == 6)
-#define REFILL_AMONG_OTHERS     (BUG == 7)
-#define REFILL_UNNOTICED        (BUG == 8)
-#define REMOVE_WITHOUT_PEAK     (BUG == 9)
-#define ADD_FORGETS_NUMBER      (BUG == 10)
-#define GRANT_TOO_MUCH          (BUG == 11)
+#define LOCKS_WHILE_INSIDE      (BUG == 6)
+#define PEAK_AMONG_OTHERS       (BUG == 7)
+#define REMOVE_WHILE_GROWING    (BUG == 8)
+#define ADD_WITHOUT_PEAK        (BUG == 9)
+#define TAKE_WITHOUT_PEAK       (BUG == 10)
+#define OPEN_TOO_MUCH           (BUG == 11)
 #define OPEN_WITHOUT_MUTEX      (BUG == 12)
-#define READ_WITHOUT_CLOSING    (BUG == 13)
-#define READ_PEAK_ALONE         (BUG == 14)
-#define RESET_WITHOUT_CLOSING   (BUG == 15)
-#define RESET_BY_STORE          (BUG == 16)
-#define TAG_NOT_IN_WORD         (BUG == 17)
-#define TAG_NOT_IN_PEAK         (BUG == 18)
-#define TAG_BEFORE_PEAK         (BUG == 19)
-#define PEAK_BY_STORE           (BUG == 20)
-#define LOCKS_WHILE_INSIDE      (BUG == 21)
-#define NUMBER_BEFORE_CREDIT    (BUG == 22)
-#define REFILL_NOT_INSIDE       (BUG == 23)
-#define OPEN_TWICE              (BUG == 24)
-#define ADD_FORGETS_TAG         (BUG == 25)
-#define OPEN_WITHOUT_PEAK       (BUG == 26)
-#define REMOVE_BY_SUBTRACTION   (BUG == 27)
-#define REMOVE_WHILE_GROWING    (BUG == 28)
-#define REMOVE_LEAVES_GROWING   (BUG == 29)
-#define END_AMONG_OTHERS        (BUG == 30)
-#define END_WITHOUT_PEAK        (BUG == 31)
-#define END_LEAVES_GROWING      (BUG == 32)
-#define REFILL_MAY_RETURN       (BUG == 33)
-#define OPEN_MAY_RETURN         (BUG == 34)
-#define GROWING_IS_ABOVE_PEAK   (BUG == 35)
+#define OPEN_TWICE              (BUG == 13)
+#define OPEN_BELOW_PEAK         (BUG == 14)
+#define OPEN_AMONG_OTHERS       (BUG == 15)
+#define OPEN_MAY_RETURN         (BUG == 16)
+#define READ_WITHOUT_CLOSING    (BUG == 17)
+#define RESET_WITHOUT_CLOSING   (BUG == 18)
+#define OTHER_WITHOUT_BARRIER   (BUG == 19)
+#define TAKE_LEAVES_CREDIT      (BUG == 20)
+#define SOLE_REMAINS_OPEN       (BUG == 21)
+#define SOLE_AMONG_OTHERS       (BUG == 22)
+#define LOWEST_NOT_NOTED        (BUG == 23)
+#define LOWEST_NOT_TAKEN        (BUG == 24)
 
 #define NOBODY          255
 
 /* --- State -------------------------------------------------------------- */
 
 byte mutex = NOBODY;
-byte committed, n, tag;
-bit growing;
-byte peak, peak_tag;
+byte committed, peak;
 bit inside[THREADS], open[THREADS], listed[THREADS], only_adds[THREADS];
-byte available[THREADS];
+bit sole[THREADS];
+byte available[THREADS], lowest[THREADS];
 
 /* Not in the C code. */
 bit delayed[THREADS];           /* the store to `inside` is not visible yet */
-bit held[THREADS];              /* the word has this thread's credit */
+bit held[THREADS];              /* `committed` has this thread's credit */
 byte true_sum, true_peak;
-byte seen;                      /* the peak that was read last */
 byte memory = MEMORY;           /* what malloc() still has */
 byte live;                      /* size of all blocks that may be freed */
-byte busy;                      /* number of threads in an operation */
-byte resets = RESETS;
 
 #if THREADS == 2
 #define ALL_CREDIT      (available[0] + available[1])
 #define ANY_LISTED      (listed[0] || listed[1])
+#define GROWING         (only_adds[0] || only_adds[1])
+#define SOLE            (sole[0] || sole[1])
+#define HIGHEST         (sole[0] -> committed - LOWEST(0) \
+                         : committed - LOWEST(1))
 #else
 #define ALL_CREDIT      (available[0] + available[1] + available[2])
 #define ANY_LISTED      (listed[0] || listed[1] || listed[2])
+#define GROWING         (only_adds[0] || only_adds[1] || only_adds[2])
+#define SOLE            (sole[0] || sole[1] || sole[2])
+#define HIGHEST         (sole[0] -> committed - LOWEST(0) \
+                         : (sole[1] -> committed - LOWEST(1) \
+                            : committed - LOWEST(2)))
 #endif
 
 #define MAX(a, b)       (a > b -> a : b)
-#define ROOM            (p > c -> p - c : 0)
+#define LOWEST(j)       (lowest[j] < available[j] -> lowest[j] : available[j])
+#define ROOM            (peak > committed -> peak - committed : 0)
 #define HAVE_MUTEX      assert(mutex == _pid)
 #define USE             assert(held[i])         /* before it is changed */
 
@@ -170,10 +158,6 @@ byte resets = RESETS;
     inside[i] = inside[i] || delayed[i]; \
     delayed[i] = 0
 
-/* Each thread has a copy of the word in c, k, w and t, and of the peak in p. */
-#define UNCHANGED       (committed == c && n == k && growing == w && tag == t)
-#define LOAD_WORD       c = committed; k = n; w = growing; t = tag
-
 inline lock_mutex()
 {
     d_step { mutex == NOBODY -> mutex = i; DRAIN(i); }
@@ -181,7 +165,14 @@ inline lock_mutex()
 
 inline unlock_mutex()
 {
-    d_step { HAVE_MUTEX; mutex = NOBODY; }
+    d_step {
+        HAVE_MUTEX;
+        assert(committed == true_sum + ALL_CREDIT);
+        assert((GROWING -> true_sum : (SOLE -> MAX(peak, HIGHEST) : peak))
+               == true_peak);
+        assert(!ANY_LISTED || GROWING || SOLE || committed <= peak);
+        mutex = NOBODY;
+    }
 }
 
 /* --- Credit ------------------------------------------------------------- */
@@ -209,33 +200,17 @@ inline leave()
     d_step { inside[i] = 0; delayed[i] = 0; }
 }
 
-inline raise_peak(x)
+inline clear_open(j)
 {
-#if PEAK_BY_STORE
-    p = peak;
-    if
-    :: p < x -> peak = x;
-    :: else
-    fi
-#else
-    /* As one step: each time round but the last has no effect. */
     d_step {
-        if
-        :: (peak_tag == t || TAG_NOT_IN_PEAK) && peak < x -> peak = x;
-        :: else
-        fi;
-        DRAIN(i);
+        HAVE_MUTEX;
+        open[j] = open[j] && OPEN_NOT_CLEARED;
     }
-#endif
 }
 
-/* What the word was when it was loaded may be the largest sum so far. */
-inline raise_peak_to_word(forgotten)
+inline raise_peak()
 {
-    if
-    :: k == 0 && c > peak && !(forgotten) -> raise_peak(c);
-    :: else
-    fi
+    peak = (ANY_LISTED -> peak : MAX(peak, committed))
 }
 
 inline take(j)
@@ -245,31 +220,22 @@ inline take(j)
 #endif
     d_step {
         HAVE_MUTEX;
-        committed = committed - available[j];
-#if !NUMBER_BEFORE_CREDIT
-        n--;
-#endif
-        available[j] = 0;
-        only_adds[j] = 0;
-        held[j] = 0;
         listed[j] = 0;
-    }
-}
-
-inline clear_open(j)
-{
-    d_step {
-        HAVE_MUTEX;
-        if
-        :: listed[j] ->
-#if !OPEN_NOT_CLEARED
-            open[j] = 0;
+#if !LOWEST_NOT_TAKEN
+        lowest[j] = LOWEST(j);
+#else
+        lowest[j] = available[j];
 #endif
-#if NUMBER_BEFORE_CREDIT
-            n--;
+        committed = committed - lowest[j];
+#if !TAKE_WITHOUT_PEAK
+        raise_peak();
 #endif
-        :: else
-        fi
+        committed = committed - (available[j] - lowest[j]);
+        available[j] = (TAKE_LEAVES_CREDIT -> available[j] : 0);
+        lowest[j] = 0;
+        only_adds[j] = 0;
+        sole[j] = 0;
+        held[j] = 0;
     }
 }
 
@@ -311,255 +277,100 @@ inline close_all()
     skip
 }
 
-inline close_own()
+inline close_credit(j)
 {
-    lock_mutex();
     if
-    :: open[i] -> clear_open(i); take(i);
+    :: open[j] ->
+        clear_open(j);
+#if !OTHER_WITHOUT_BARRIER
+        if
+        :: j != i -> barrier();
+        :: else
+        fi;
+#endif
+        take(j);
     :: else
-    fi;
-    unlock_mutex();
+    fi
 }
 
-/* If nobody has the mutex. */
 inline open_credit()
 {
-#if !OPEN_WITHOUT_MUTEX
-    if
-    :: d_step { mutex == NOBODY -> mutex = i; }
-#else
-    if
-    :: true
-#endif
+    atomic {
+        if
+        :: !ANY_LISTED || SOLE_AMONG_OTHERS -> sole[i] = 1; big = 1;
+        :: big = (ANY_LISTED && !OPEN_AMONG_OTHERS
+                  -> GROWING : committed == peak || OPEN_BELOW_PEAK);
+        fi;
         do
-        :: d_step { LOAD_WORD; p = 0; g = 0; }
-            if
-            :: !w -> raise_peak_to_word(OPEN_WITHOUT_PEAK);
-            :: else
-            fi;
-            atomic {
-                p = peak;
-                do
-                :: g < (w -> EXTRA : ROOM + GRANT_TOO_MUCH) -> g++;
-                :: break;
-                od;
-                p = 0;
-            }
-            if
-            :: d_step { UNCHANGED ->
-                    committed = committed + g;
-                    n++;
-                    assert(!held[i]);
-                    available[i] = g;
-                    only_adds[i] = w && !OPEN_MAY_RETURN;
-                    held[i] = 1;
-                }
-                d_step { listed[i] = 1; open[i] = 1; }
-                break;
-            :: d_step { !UNCHANGED; }
-            fi
+        :: g < (big -> EXTRA : ROOM + OPEN_TOO_MUCH) -> g++;
+        :: break;
         od;
-#if !OPEN_WITHOUT_MUTEX
-        unlock_mutex();
-    :: d_step { mutex != NOBODY; }
-#endif
-    fi
-}
-
-inline end_rest()
-{
-    if
-    :: !open[i] || OPEN_TWICE -> open_credit();
-    :: true;
-    fi
-}
-
-/* Inside.  Clears `ok` if others have to be asked. */
-inline refill()
-{
-    do
-    :: d_step { LOAD_WORD; }
-        atomic {
-            p = peak;
-            big = (s - available[i] > ROOM);
-            do
-            :: g < (big -> EXTRA : ROOM - (s - available[i])) -> g++;
-            :: break;
-            od;
-            p = 0;
-            ok = (!big || k == 1 || w || REFILL_AMONG_OTHERS);
-        }
-        if
-        :: !ok -> break;
-        :: else
-        fi;
-        if
-        :: d_step { UNCHANGED ->
-                committed = committed + s - available[i] + g;
-                growing = growing || (big && !REFILL_UNNOTICED);
-                GROW(s);
-                DRAIN(i);
-            }
-            d_step {
-                USE;
-                available[i] = g;
-                only_adds[i] = (big && !REFILL_MAY_RETURN) || only_adds[i];
-            }
-            break;
-        :: d_step { !UNCHANGED -> g = 0; }
-        fi
-    od
-}
-
-/* Inside.  Clears `ok` if others have credit, too. */
-inline end_growing()
-{
-    do
-    :: d_step { LOAD_WORD; }
-        if
-        :: k != 1 && !END_AMONG_OTHERS -> ok = 0; break;
-        :: else
-        fi;
-        if
-        :: c - available[i] > peak && !END_WITHOUT_PEAK ->
-            raise_peak(c - available[i]);
-        :: else
-        fi;
-        if
-        :: d_step { UNCHANGED ->
-                assert(growing);
-                committed = committed - available[i];
-                growing = END_LEAVES_GROWING;
-                true_sum = true_sum - s;
-                DRAIN(i);
-            }
-            d_step { USE; available[i] = s; only_adds[i] = 0; }
-            break;
-        :: d_step { !UNCHANGED; }
-        fi
-    od
+        assert(!held[i]);
+        committed = committed + g;
+        available[i] = g;
+        lowest[i] = g;
+        only_adds[i] = big && !sole[i] && !OPEN_MAY_RETURN;
+        held[i] = 1;
+        listed[i] = 1;
+    }
+    d_step { open[i] = 1; g = 0; big = 0; }
 }
 
 /* --- Operations of thread i ---------------------------------------------- */
 
-#define SAME_WORD \
-    (committed == c && (n == k || ADD_FORGETS_NUMBER) \
-     && (growing == w || GROWING_IS_ABOVE_PEAK) \
-     && (tag == t || (ADD_FORGETS_TAG && k > 0)))
-
-/* Without credit.  `locked`: with the mutex held. */
-inline add_to_word(locked)
+inline change_sum(add)
 {
-    d_step { LOAD_WORD; }
-    do
-    :: if
-        :: k > 0 && !PEAK_WITHOUT_CLOSING ->
-#if GROWING_IS_ABOVE_PEAK
-            d_step { big = (c + s > peak && c <= peak); }
-#else
-            big = (!w && c + s > peak);
+    lock_mutex();
+#if !OPEN_TWICE
+    close_credit(i);
 #endif
-        :: else -> big = 0;
+    if
+    :: ((SOLE && !SOLE_REMAINS_OPEN)
+        || (GROWING -> !add && !REMOVE_WHILE_GROWING
+            : add && s > ROOM && !PEAK_AMONG_OTHERS)) -> close_all();
+    :: else
+    fi;
+    d_step {
+        if
+        :: add -> committed = committed + s; GROW(s);
+        :: else -> committed = committed - s; true_sum = true_sum - s;
         fi;
-        if
-        :: big ->
-            if
-            :: !locked -> lock_mutex();
-            :: else
-            fi;
-            close_all();
-            if
-            :: !locked -> unlock_mutex();
-            :: else
-            fi;
-            d_step { LOAD_WORD; }
-        :: else ->
-            if
-            :: d_step { SAME_WORD ->
-                    committed = committed + s;
-                    GROW(s);
-                }
-                break;
-            :: d_step { !SAME_WORD -> LOAD_WORD; }
-            fi
-        fi
-    od;
-    skip;
-    d_step { c = 0; k = 0; w = 0; t = 0; big = 0; }
-}
-
-inline remove_from_word()
-{
-    do
-    :: d_step { LOAD_WORD; }
-        if
-        :: k > 0 && w && !REMOVE_WHILE_GROWING ->
-            lock_mutex();
-            close_all();
-            unlock_mutex();
-        :: else ->
-            raise_peak_to_word(REMOVE_WITHOUT_PEAK);
-            if
-            :: d_step { UNCHANGED || REMOVE_BY_SUBTRACTION ->
-                    committed = committed - s;
-                    growing = growing && REMOVE_LEAVES_GROWING;
-                    true_sum = true_sum - s;
-                }
-                break;
-            :: d_step { !(UNCHANGED || REMOVE_BY_SUBTRACTION); }
-            fi
-        fi
-    od;
-    skip;
-    d_step { c = 0; k = 0; w = 0; t = 0; }
+#if !ADD_WITHOUT_PEAK
+        raise_peak();
+#endif
+    }
+#if OPEN_WITHOUT_MUTEX
+    unlock_mutex();
+#endif
+    if
+    :: open_credit();
+    :: true;
+    fi;
+#if !OPEN_WITHOUT_MUTEX
+    unlock_mutex();
+#endif
 }
 
 inline add()
 {
     enter();
     if
-    :: ok ->
-        if
-        :: s <= available[i] ->
+    :: ok && s <= available[i] ->
 #if LEAVE_TOO_EARLY
-            leave();
-#endif
-            d_step { USE; available[i] = available[i] - s; GROW(s); }
-        :: else ->
-#if LOCKS_WHILE_INSIDE
-            lock_mutex(); unlock_mutex();
-#elif REFILL_NOT_INSIDE
-            leave();
-#endif
-            refill();
-        fi;
         leave();
+#endif
+        d_step { USE; available[i] = available[i] - s; GROW(s); }
+        leave();
+    :: ok && s > available[i] ->
+#if LOCKS_WHILE_INSIDE
+        lock_mutex(); unlock_mutex();
+#endif
+        leave();
+        ok = 0;
     :: else
     fi;
     if
-    :: !ok -> add_to_word(0); end_rest();
-    :: else
-    fi
-}
-
-/* Any of the credit may be given back. */
-inline return_to_credit()
-{
-    d_step {
-        USE;
-        available[i] = available[i] + s;
-        true_sum = true_sum - s;
-    }
-    atomic {
-        do
-        :: g < available[i] -> g++;
-        :: break;
-        od
-    }
-    if
-    :: g > 0 ->
-        d_step { committed = committed - g; DRAIN(i); }
-        d_step { USE; available[i] = available[i] - g; }
+    :: !ok -> change_sum(1);
     :: else
     fi
 }
@@ -568,16 +379,23 @@ inline remove()
 {
     enter();
     if
-    :: ok ->
-        if
-        :: only_adds[i] -> end_growing();
-        :: else -> return_to_credit();
-        fi;
+    :: ok && !only_adds[i] ->
+        d_step {
+            USE;
+#if !LOWEST_NOT_NOTED
+            lowest[i] = LOWEST(i);
+#endif
+            available[i] = available[i] + s;
+            true_sum = true_sum - s;
+        }
         leave();
+    :: ok ->
+        leave();
+        ok = 0;
     :: else
     fi;
     if
-    :: !ok -> remove_from_word(); end_rest();
+    :: !ok -> change_sum(0);
     :: else
     fi
 }
@@ -588,16 +406,8 @@ inline read_counters()
 #if !READ_WITHOUT_CLOSING
     close_all();
 #endif
-    d_step { LOAD_WORD; assert(c == true_sum); g = true_peak; }
-    d_step {
-        p = (READ_PEAK_ALONE -> peak : MAX(peak, c));
-        assert(p >= g && p <= true_peak);
-        assert(p >= seen);
-        seen = p;
-    }
+    d_step { assert(committed == true_sum); assert(peak == true_peak); }
 }
-
-#define RESET_NOW       true_peak = true_sum; seen = 0
 
 /* With the mutex held. */
 inline reset_peak()
@@ -605,37 +415,11 @@ inline reset_peak()
 #if !RESET_WITHOUT_CLOSING
     close_all();
 #endif
-#if RESET_BY_STORE
-    d_step { LOAD_WORD; }
-    d_step { peak = c; RESET_NOW; }
-#else
-    do
-    :: d_step { LOAD_WORD; }
-#if TAG_BEFORE_PEAK
-        if
-        :: d_step { UNCHANGED -> tag++; RESET_NOW; }
-            d_step { peak = c; peak_tag = t + 1; }
-            break;
-#else
-        d_step { peak = c; peak_tag = t + 1; }
-        if
-        :: d_step { UNCHANGED ->
-                growing = 0;
-                tag = tag + !TAG_NOT_IN_WORD;
-                peak_tag = tag;
-                RESET_NOW;
-            }
-            break;
-#endif
-        :: d_step { !UNCHANGED; }
-        fi
-    od
-#endif
+    d_step { peak = 0; raise_peak(); true_peak = true_sum; }
 }
 
 inline choose(from)
 {
-    busy++;
     if
     :: s = 1;
     :: from >= 2 -> s = 2;
@@ -643,27 +427,11 @@ inline choose(from)
     from = from - s;
 }
 
-inline end_operation()
-{
-    d_step {
-        busy--;
-        c = 0; k = 0; w = 0; t = 0; p = 0; g = 0; s = 0; ok = 0; big = 0;
-        if
-        :: busy == 0 ->
-            assert(committed == true_sum + ALL_CREDIT);
-            assert(true_peak == (n == 0 -> MAX(peak, committed)
-                                 : (growing -> true_sum : peak)));
-            assert(n == 0 || growing || committed <= peak);
-        :: else
-        fi
-    }
-}
-
 active [THREADS] proctype thread()
 {
     byte i = _pid;
-    byte c, k, t, p, g, s;
-    bit w, ok, big;
+    byte g, s;
+    bit ok, big;
 
 end:
     do
@@ -674,18 +442,12 @@ end:
         :: atomic { live >= 1 -> choose(live); }
             remove();
             memory = memory + s;
-#if BY_MUTEX
-        :: atomic { memory >= 1 -> choose(memory); }
-            lock_mutex(); add_to_word(1); unlock_mutex();
-            live = live + s;
-#endif
-        :: i == 0 -> busy++;
-            lock_mutex(); read_counters(); unlock_mutex();
-        :: atomic { i == 0 && resets > 0 -> resets--; busy++; }
-            lock_mutex(); reset_peak(); unlock_mutex();
-        :: i == 0 -> busy++; close_own();
+        :: i == 0 -> lock_mutex(); read_counters(); unlock_mutex();
+        :: i == 0 -> lock_mutex(); reset_peak(); unlock_mutex();
+        :: i == 0 -> lock_mutex(); close_credit(0); unlock_mutex();
+        :: i == 0 -> lock_mutex(); close_credit(1); unlock_mutex();
         fi;
 progress:
-        end_operation();
+        d_step { s = 0; ok = 0; }
     od
 }
