@@ -9,13 +9,22 @@
 #define MAX_NFRAME UINT16_MAX
 
 
+// A thread without thread state ends an interpreter that has no threads.  While
+// Python is finalized no other thread can attach, but one that was about to
+// stop the world may have ended as the owner of the lock for that.
+static bool
+has_other_threads(void)
+{
+    return _PyThreadState_GET() != NULL
+           && _PyRuntimeState_GetFinalizing(&_PyRuntime) == NULL;
+}
+
 // Without a GIL, other threads, of any interpreter, may use the slots of this
 // one: bring them to rest.  Then lock the runtime.
 static void
 stop_threads(void)
 {
-    // A thread without thread state ends an interpreter that has no threads.
-    if (_PyThreadState_GET() != NULL) {
+    if (has_other_threads()) {
         _PyEval_StopTheWorldAll(&_PyRuntime);
     }
     lock_mutex(&RUNTIME->mutex);
@@ -25,7 +34,7 @@ static void
 start_threads(void)
 {
     PyMutex_Unlock(&RUNTIME->mutex);
-    if (_PyThreadState_GET() != NULL) {
+    if (has_other_threads()) {
         _PyEval_StartTheWorldAll(&_PyRuntime);
     }
 }
