@@ -176,6 +176,9 @@ close_credits(bool rests)
 {
     struct llist_node *node;
     bool fenced = true;
+    if (llist_empty(&COUNTERS->open)) {
+        return;
+    }
     llist_for_each(node, &COUNTERS->open) {
         fenced = fenced && credit_of(node)->fenced;
         _Py_atomic_store_int(&credit_of(node)->open, 0);

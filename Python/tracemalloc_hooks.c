@@ -301,7 +301,7 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
 
 // Has the interpreter's object allocator no block that anybody traces?
 static inline Py_ALWAYS_INLINE bool
-has_no_traces(PyThreadState *tstate)
+has_untraced_objects(PyThreadState *tstate)
 {
     return WITH_GIL && !tstate->interp->tracemalloc.tracing
            && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0
@@ -326,7 +326,7 @@ has_no_trace(PyThreadState *tstate, PyMemAllocatorDomain domain,
         return (function == FREE || !traced)
                && !may_be_listed(0, (uintptr_t)ptr);
     }
-    return tstate != NULL && has_no_traces(tstate);
+    return tstate != NULL && has_untraced_objects(tstate);
 }
 
 // What an attached thread does less often than the hooks below.
@@ -379,7 +379,8 @@ hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
 {
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
-    if (domain != PYMEM_DOMAIN_RAW && tstate != NULL && has_no_traces(tstate))
+    if (domain != PYMEM_DOMAIN_RAW && tstate != NULL
+        && has_untraced_objects(tstate))
     {
         alloc->free(alloc->ctx, ptr);
     }
