@@ -203,6 +203,13 @@ _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own)
     take_credit(credit, !own);
 }
 
+// Not inline: the fast path has no locked instruction.
+void
+_PyTraceMalloc_SetInsideFenced(tracemalloc_credit *credit)
+{
+    (void)_Py_atomic_exchange_int(&credit->inside, 1);
+}
+
 // Unless it rests.
 static void
 open_credit(tracemalloc_credit *credit)

@@ -184,12 +184,15 @@ extern void _PyTraceMalloc_ResetCounterPeak(void);
 // `own`: it is the calling thread's, or nobody can use it any more.
 extern void _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own);
 
+// Where there is no membarrier().
+extern void _PyTraceMalloc_SetInsideFenced(tracemalloc_credit *credit);
+
 // Is the credit open?  If so, it must be left soon.
 static inline bool
 _PyTraceMalloc_EnterCredit(tracemalloc_credit *credit)
 {
     if (credit->fenced) {
-        (void)_Py_atomic_exchange_int(&credit->inside, 1);
+        _PyTraceMalloc_SetInsideFenced(credit);
     }
     else {
         // Whoever closes the credit makes the processor see it.  Here only the
