@@ -260,6 +260,24 @@ class PairTests:
         self.assert_sums(interp)
         del kept
 
+    def test_not_the_only_one(self):
+        # The other one has credit while this one needs the lock for long.
+        interp = self.create(self.config)
+        tracemalloc.start()
+        interp.run("tracemalloc.start()")
+        tracemalloc.reset_peak()
+        interp.run(f"""
+            block = bytearray({8 * MB})
+            del block
+            kept = [object() for _ in range(2000)]
+            """)
+        for _ in range(1000):
+            capi.tracemalloc_raw_free(capi.tracemalloc_raw_malloc(100_000))
+        capi.tracemalloc_raw_free(capi.tracemalloc_raw_malloc(20 * MB))
+        size, peak = tracemalloc.get_traced_memory()
+        self.assertGreaterEqual(peak - size, 20 * MB - 20_000)
+        self.assert_sums(interp)
+
     def test_peak_is_of_the_sum(self):
         # 4 MB here and then 4 MB there is no more than 4 MB at a time.
         first = self.create(self.config)

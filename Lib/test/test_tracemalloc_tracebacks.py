@@ -320,6 +320,28 @@ class GeneratorTests(TracebackTestCase):
                     (__file__, line + n),
                     (__file__, func.__code__.co_firstlineno), *frames))
 
+    def test_collisions(self):
+        # Of the generators some are remembered in the same place.
+        def generate():
+            block = None
+            while True:
+                if (yield block):
+                    block = bytearray(50)
+                else:
+                    block = bytearray(50)
+        tracemalloc.start(2)
+        gen = generate()
+        next(gen)
+        for _ in range(2000):
+            other = generate()
+            next(other)
+            gen.send(True)
+            for resumed, flag in (other, False), (gen, True):
+                block, frames = resumed.send(flag), frames_of(sys._getframe())
+            traceback = tracemalloc._get_object_traceback(block)
+            self.record.compare(traceback[1:], frames[:1])
+        self.assertEqual(self.record.wrong, [])
+
     def test_throw_and_close(self):
         for record in self.each_limit():
             def generate():
@@ -544,6 +566,22 @@ class ChangeTests(TracebackTestCase):
                     (f'file{i}', code.co_firstlineno + 1), *frames))
                 func.__code__ = code
 
+    def test_copies_called_by_one_instruction(self):
+        # And nothing else is called meanwhile.
+        for record in self.each_limit():
+            def func():
+                return bytearray(50)
+            code = func.__code__
+            blocks = []
+            for i in range(50):
+                func.__code__ = code.replace(co_filename=f'file{i}')
+                blocks.append(func())
+                func.__code__ = code
+            for i, block in enumerate(blocks):
+                traceback = tracemalloc._get_object_traceback(block)
+                record.compare(
+                    traceback[:1], ((f'file{i}', code.co_firstlineno + 1),))
+
     def test_code_without_version(self):
         # The interpreter has given out all versions.
         capi = import_helper.import_module('_testinternalcapi')
@@ -552,6 +590,7 @@ class ChangeTests(TracebackTestCase):
         self.test_code_at_the_same_place()
         self.test_copies_at_the_same_place()
         self.test_copies_that_allocate()
+        self.test_copies_called_by_one_instruction()
 
     def test_replaced_code(self):
         for record in self.each_limit():
