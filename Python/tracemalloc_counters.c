@@ -171,6 +171,14 @@ take_credit(tracemalloc_credit *credit, bool rests)
     }
 }
 
+// Its owner does not see it yet.  Returns whether it is fenced.
+static bool
+close_credit(tracemalloc_credit *credit)
+{
+    return _Py_atomic_exchange_int(&credit->open, _PyTraceMalloc_CLOSED)
+           == _PyTraceMalloc_FENCED;
+}
+
 static void
 close_credits(bool rests)
 {
@@ -180,8 +188,7 @@ close_credits(bool rests)
         return;
     }
     llist_for_each(node, &COUNTERS->open) {
-        fenced = fenced && credit_of(node)->fenced;
-        _Py_atomic_store_int(&credit_of(node)->open, 0);
+        fenced = close_credit(credit_of(node)) && fenced;
     }
     // Pairs with EnterCredit().
     make_visible(fenced);
@@ -193,21 +200,28 @@ close_credits(bool rests)
 void
 _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own)
 {
-    if (!_Py_atomic_load_int_relaxed(&credit->open)) {
+    if (_Py_atomic_load_int_relaxed(&credit->open) == _PyTraceMalloc_CLOSED) {
         return;
     }
-    _Py_atomic_store_int(&credit->open, 0);
+    bool fenced = close_credit(credit);
     if (!own) {
-        make_visible(credit->fenced);
+        make_visible(fenced);
     }
     take_credit(credit, !own);
 }
 
 // Not inline: the fast path has no locked instruction.
-void
-_PyTraceMalloc_SetInsideFenced(tracemalloc_credit *credit)
+bool
+_PyTraceMalloc_EnterFenced(tracemalloc_credit *credit)
 {
-    (void)_Py_atomic_exchange_int(&credit->inside, 1);
+    if (_Py_atomic_load_int(&credit->open) == _PyTraceMalloc_FENCED) {
+        (void)_Py_atomic_exchange_int(&credit->inside, 1);
+        if (_Py_atomic_load_int(&credit->open) == _PyTraceMalloc_FENCED) {
+            return true;
+        }
+    }
+    _Py_atomic_store_int_release(&credit->inside, 0);
+    return false;
 }
 
 // Unless it rests.
@@ -236,9 +250,10 @@ open_credit(tracemalloc_credit *credit)
     }
     add_to_committed(grant);
     credit->available = credit->lowest = (int64_t)grant;
-    credit->fenced = !_PyRuntime.tracemalloc.has_barrier;
     llist_insert_tail(&COUNTERS->open, &credit->node);
-    _Py_atomic_store_int_release(&credit->open, 1);
+    _Py_atomic_store_int_release(
+        &credit->open, _PyRuntime.tracemalloc.has_barrier
+                       ? _PyTraceMalloc_OPEN : _PyTraceMalloc_FENCED);
 }
 
 

@@ -130,12 +130,17 @@ typedef struct {
 
 /* --- Counters ----------------------------------------------------------- */
 
+#define _PyTraceMalloc_CLOSED 0
+#define _PyTraceMalloc_OPEN 1
+#define _PyTraceMalloc_FENCED 2   // open; its owner needs a fence each time
+
 // Credit that one thread at a time may use without a lock: a thread or, with
 // the GIL, whoever holds the GIL of an interpreter.
 typedef struct {
     // Is the owner using the credit right now?  Atomic, written by the owner.
     int inside;
-    // May the owner use it?  Atomic, written under the runtime's mutex.
+    // May the owner use it, and how?  One of those above; atomic, written
+    // under the runtime's mutex.
     int open;
     // Bytes that may be added without asking, and from where on some are to be
     // given back; `limit` is 0 if nothing may be freed without asking, while
@@ -145,9 +150,6 @@ typedef struct {
     int64_t available;
     int64_t limit;
     int64_t lowest;
-    // Does the owner need a fence to use it?  Written by the owner, under the
-    // runtime's mutex.
-    bool fenced;
     // If positive, operations until a credit that others closed is opened
     // again.  If negative, operations with the runtime's mutex so far while
     // nobody else had credit.  Guarded by that mutex, like `node`.
@@ -184,27 +186,19 @@ extern void _PyTraceMalloc_ResetCounterPeak(void);
 // `own`: it is the calling thread's, or nobody can use it any more.
 extern void _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own);
 
-// Where there is no membarrier().
-extern void _PyTraceMalloc_SetInsideFenced(tracemalloc_credit *credit);
+// The same if the credit is not _PyTraceMalloc_OPEN.
+extern bool _PyTraceMalloc_EnterFenced(tracemalloc_credit *credit);
 
 // Is the credit open?  If so, it must be left soon.
 static inline bool
 _PyTraceMalloc_EnterCredit(tracemalloc_credit *credit)
 {
-    if (credit->fenced) {
-        _PyTraceMalloc_SetInsideFenced(credit);
-    }
-    else {
-        // Whoever closes the credit makes the processor see it.  Here only the
-        // compiler must keep the order.
-        _Py_atomic_store_int_relaxed(&credit->inside, 1);
-        _Py_atomic_compiler_fence();
-    }
-    if (_Py_atomic_load_int(&credit->open)) {
-        return true;
-    }
-    _Py_atomic_store_int_release(&credit->inside, 0);
-    return false;
+    // Whoever closes the credit makes the processor see it.  Here only the
+    // compiler must keep the order.
+    _Py_atomic_store_int_relaxed(&credit->inside, 1);
+    _Py_atomic_compiler_fence();
+    return _Py_atomic_load_int(&credit->open) == _PyTraceMalloc_OPEN
+           || _PyTraceMalloc_EnterFenced(credit);
 }
 
 static inline void
