@@ -217,6 +217,22 @@ class NoMemoryTests(ScriptBase):
             assert failed > 0
             """)
 
+    def test_reallocations_of_untraced_blocks(self):
+        # The tables have room for some of them.
+        self.run_walk("""
+            allocate = capi.tracemalloc_realloc_failing
+            addrs = [allocate('raw', 0, 5003, sys.maxsize, 0, False)[0]
+                     for _ in range(500)]
+            tracemalloc.start()
+            addrs = [allocate('raw', addr, 7001, 0, sys.maxsize, True)[0]
+                     for addr in addrs]
+            assert None not in addrs
+            assert 0 < sizes().count(7001) < 500
+            check_sums()
+            for addr in addrs:
+                capi.tracemalloc_domain_free('raw', addr)
+            """)
+
     def test_reallocations_without_traceback(self):
         # Whatever the number of tracebacks is at which a table has to grow.
         self.run_walk("""

@@ -55,6 +55,41 @@ class WrongSizeTests(TestBase):
         self.check(sys.maxsize, sys.maxsize - 7)
 
 
+class TrackTests(ScriptBase):
+
+    def test_one_address_in_many_domains(self):
+        self.run_script(f"""
+            tracemalloc.start()
+            sizes = {{n: n for n in range(1, 5001)}}
+            for n in sizes:
+                capi.tracemalloc_track(n, {ADDRESS}, n)
+            assert {{t[0]: t[1] for t in tracemalloc._get_traces()
+                     if t[0]}} == sizes
+            for n in range(1, 5001, 2):
+                capi.tracemalloc_untrack(n, {ADDRESS})
+                del sizes[n]
+            assert {{t[0]: t[1] for t in tracemalloc._get_traces()
+                     if t[0]}} == sizes
+            check_sums()
+            """)
+
+    def test_first_tracked_block_is_freed(self):
+        self.run_script("""
+            def sizes():
+                return [trace[1] for trace in tracemalloc._get_traces()]
+            capi.tracemalloc_below_install()
+            tracemalloc.start()
+            for domain in 'obj', 'mem', 'raw':
+                addr, *_ = capi.tracemalloc_realloc_failing(
+                    domain, 0, 397, sys.maxsize, 0, False)
+                capi.tracemalloc_track(0, addr, 123_457)
+                assert sizes().count(123_457) == 1
+                capi.tracemalloc_domain_free(domain, addr)
+                assert sizes().count(123_457) == 0
+            check_sums()
+            """)
+
+
 class OtherAllocatorTests(ScriptBase):
     """stop() and start() trace again, whatever others set meanwhile."""
 

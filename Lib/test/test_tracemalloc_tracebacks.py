@@ -329,17 +329,23 @@ class GeneratorTests(TracebackTestCase):
                     block = bytearray(50)
                 else:
                     block = bytearray(50)
+        generators = [generate() for _ in range(2000)]
+        for gen in generators:
+            next(gen)
+        gen = generators.pop()
+        steps = [((other.send, False), (gen.send, True))
+                 for other in generators]
+        blocks = []
         tracemalloc.start(2)
-        gen = generate()
-        next(gen)
-        for _ in range(2000):
-            other = generate()
-            next(other)
+        for step in steps:
             gen.send(True)
-            for resumed, flag in (other, False), (gen, True):
-                block, frames = resumed.send(flag), frames_of(sys._getframe())
+            for resume, flag in step:
+                block = resume(flag)
+            blocks.append(block)
+        line = sys._getframe().f_lineno - 2
+        for block in blocks:
             traceback = tracemalloc._get_object_traceback(block)
-            self.record.compare(traceback[1:], frames[:1])
+            self.record.compare(traceback[1:], [(__file__, line)])
         self.assertEqual(self.record.wrong, [])
 
     def test_throw_and_close(self):
