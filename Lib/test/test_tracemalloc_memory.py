@@ -259,6 +259,25 @@ class NoMemoryTests(ScriptBase):
             assert size < 10_000, size
             """))
 
+    def test_freed_in_a_full_heap(self):
+        # A page that gets a single trace has no slots.
+        self.run_script(NO_MEMORY + textwrap.dedent("""
+            capi.tracemalloc_below_install()
+            def allocate():
+                return capi.tracemalloc_realloc_failing(
+                    'obj', 0, 397, sys.maxsize, 0, False)[0]
+            full = [allocate() for _ in range(20_000)]
+            for addr in full[::50]:
+                capi.tracemalloc_domain_free('obj', addr)
+            tracemalloc.start()
+            addrs = [allocate() for _ in range(300)]
+            assert sizes().count(397) == 300
+            for addr in addrs:
+                capi.tracemalloc_domain_free('obj', addr)
+            assert sizes().count(397) == 0
+            check_sums()
+            """))
+
 
 if __name__ == '__main__':
     unittest.main()
