@@ -80,7 +80,7 @@ start_locked(interp_state *tm, int max_nframe, bool inherited,
     }
     if (is_idle()) {
         llist_init(&RUNTIME->tracing);
-        _PyTraceMalloc_CountersInit(&RUNTIME->counters);
+        _PyTraceMalloc_CountersInit();
     }
     _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : 1);
     tm->max_nframe = max_nframe;
@@ -256,6 +256,7 @@ _PyTraceMalloc_AfterFork_Child(void)
             other->tracing = 0;
             llist_remove(node);
             add_to_ntracing(-1);
+            _PyMutex_at_fork_reinit(&other->mutex);
         }
     }
     _PyTraceMalloc_ForgetOthersAfterFork(tm);

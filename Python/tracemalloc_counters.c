@@ -59,8 +59,10 @@
 #define REGISTER_BARRIER 16
 
 // How long to wait for the other processors where the barrier is refused, in
-// nanoseconds.  Their write buffers are empty long before.
+// nanoseconds, and at most how often, for the clock may be refused as well.
+// Their write buffers are empty long before.
 #define BLIND_WAIT 1000000
+#define MAX_YIELDS 100000
 
 #define COUNTERS (&_PyRuntime.tracemalloc.counters)
 
@@ -95,10 +97,11 @@ make_visible(bool fenced)
     _PyRuntime.tracemalloc.has_barrier = false;
     PyTime_t start, now;
     (void)PyTime_PerfCounterRaw(&start);
-    do {
+    now = start;
+    for (int i = 0; i < MAX_YIELDS && now - start < BLIND_WAIT; i++) {
         _Py_yield();
         (void)PyTime_PerfCounterRaw(&now);
-    } while (now - start < BLIND_WAIT);
+    }
 }
 
 
@@ -296,10 +299,10 @@ _PyTraceMalloc_ChangeSum(tracemalloc_credit *credit, size_t size, bool add,
 // For the first interpreter that traces.  What is left in the sum belongs to
 // blocks that are just being reallocated.
 void
-_PyTraceMalloc_CountersInit(tracemalloc_counters *counters)
+_PyTraceMalloc_CountersInit(void)
 {
-    if (counters->open.next == NULL) {
-        llist_init(&counters->open);
+    if (COUNTERS->open.next == NULL) {
+        llist_init(&COUNTERS->open);
     }
     _PyRuntime.tracemalloc.has_barrier = membarrier(REGISTER_BARRIER);
     _PyTraceMalloc_ResetCounterPeak();

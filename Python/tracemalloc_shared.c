@@ -35,7 +35,7 @@ static tracemalloc_credit *
 usable_credit(const tracemalloc_caller *caller)
 {
     if (caller->attached && caller->interp->tracing
-        && !thread_of(caller->tstate)->ended)
+        && (WITH_GIL || !thread_of(caller->tstate)->ended))
     {
         return own_credit(caller->tstate);
     }

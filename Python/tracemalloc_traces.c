@@ -290,8 +290,10 @@ remove_anywhere(const tracemalloc_caller *caller, tracemalloc_removed *removed)
         interp_state *tm = llist_data(node, interp_state, node);
         tracemalloc_page *page = _PyTraceMalloc_LoadPage(
             _PyTraceMalloc_PageLink(as_interp(tm), removed->trace.ptr));
+        // Without the GIL all traces in the hash table are listed.
         found = remove_from_slot(page, removed)
-                || _PyTraceMalloc_FindAndRemove(caller, tm, removed);
+                || (WITH_GIL
+                    && _PyTraceMalloc_FindAndRemove(caller, tm, removed));
         if (found) {
             break;
         }
@@ -352,7 +354,7 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table,
     }
     interp_state *main = &_PyRuntime._main_interpreter.tracemalloc;
     if (!found && own_table && WITH_GIL && caller->attached
-        && shares_obmalloc(tm) && main->tracing)
+        && tm != main && has_same_gil(tm, main) && main->tracing)
     {
         found = _PyTraceMalloc_FindAndRemove(caller, main, removed);
     }

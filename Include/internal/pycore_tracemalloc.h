@@ -333,8 +333,8 @@ PyAPI_FUNC(int) _PyTraceMalloc_SnapshotBlock(
 PyAPI_FUNC(PyObject *) _PyTraceMalloc_GetTraceback(
     unsigned int domain, uintptr_t ptr);
 
-// These are process-wide.  Sizes in bytes; both are 0 if no interpreter
-// traces. Export for '_testinternalcapi' shared extension.
+// These are process-wide.  Sizes in bytes; both are 0 if no interpreter traces.
+// Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak);
 extern void _PyTraceMalloc_ResetPeak(void);
 

@@ -177,7 +177,7 @@ extern void _PyTraceMalloc_ChangeSum(
     tracemalloc_credit *credit, size_t size, bool add, bool locked);
 
 // With the runtime's mutex held.
-extern void _PyTraceMalloc_CountersInit(tracemalloc_counters *counters);
+extern void _PyTraceMalloc_CountersInit(void);
 extern void _PyTraceMalloc_CountersGet(size_t *sum, size_t *peak);
 extern void _PyTraceMalloc_CountersBeforeFork(void);
 extern void _PyTraceMalloc_CountersAfterFork(void);
@@ -186,7 +186,7 @@ extern void _PyTraceMalloc_ResetCounterPeak(void);
 // `own`: it is the calling thread's, or nobody can use it any more.
 extern void _PyTraceMalloc_CloseCredit(tracemalloc_credit *credit, bool own);
 
-// The same if the credit is not _PyTraceMalloc_OPEN.
+// The rest of _PyTraceMalloc_EnterCredit() if the credit is closed or fenced.
 extern bool _PyTraceMalloc_EnterFenced(tracemalloc_credit *credit);
 
 // Is the credit open?  If so, it must be left soon.

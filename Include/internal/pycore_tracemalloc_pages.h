@@ -4,8 +4,9 @@
 // A page is a pool of pymalloc or, without the GIL, a page of mimalloc.  Its
 // header points to the slots.  With pymalloc, only threads that hold the GIL
 // of the interpreter get here; but for PyTraceMalloc_Track() and
-// PyTraceMalloc_Untrack() of any block in domain 0, whose caller owns the
-// block, and so keeps its page alive.
+// PyTraceMalloc_Untrack() of any block in domain 0: they look into the arenas
+// of all interpreters that trace.  The caller owns the block, and so keeps its
+// page alive.
 
 #ifndef Py_INTERNAL_TRACEMALLOC_PAGES_H
 #define Py_INTERNAL_TRACEMALLOC_PAGES_H

@@ -89,8 +89,8 @@ attached_caller(PyThreadState *tstate)
     };
 }
 
-// Does a subinterpreter use the main interpreter's object allocator?  Then it
-// has the same GIL, too.  Without a GIL, each thread has its own heaps.
+// Does a subinterpreter use the main interpreter's object allocator?  Without a
+// GIL, each thread has its own heaps.
 static inline bool
 shares_obmalloc(interp_state *tm)
 {
@@ -100,12 +100,13 @@ shares_obmalloc(interp_state *tm)
            && !_Py_IsMainInterpreter(interp);
 }
 
+// Do they have the same GIL?  It may say no though they do.
 static inline bool
 has_same_gil(interp_state *tm, interp_state *other)
 {
     return tm == other
            || (other == &_PyRuntime._main_interpreter.tracemalloc
-               && shares_obmalloc(tm));
+               && shares_obmalloc(tm) && !as_interp(tm)->ceval.own_gil);
 }
 
 // For the interpreter of an attached thread, or one that has the same GIL: who

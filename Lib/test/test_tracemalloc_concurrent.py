@@ -99,5 +99,31 @@ class EndTests(ScriptBase):
                     """)
 
 
+class AllocatorOfOthersTests(ScriptBase):
+
+    def test_own_gil_without_own_allocator(self):
+        # Nobody forbids it, and where the C library allocates it works.
+        for traced in False, True:
+            with self.subTest(traced=traced):
+                self.run_script(f"""
+                    config = _interpreters.new_config(
+                        'isolated', use_main_obmalloc=True)
+                    interp = _interpreters.create(config)
+                    source = '''if 1:
+                        import _tracemalloc as tracemalloc
+                        if {traced}:
+                            tracemalloc.start()
+                        for _ in range(5):
+                            kept = [bytes(600) for _ in range(1000)]
+                            del kept
+                        '''
+                    tracemalloc.start()
+                    run_threads([lambda: exec(source, globals()),
+                                 lambda: run(interp, source)])
+                    check_sums(interp)
+                    _interpreters.destroy(interp)
+                    """, malloc='malloc')
+
+
 if __name__ == "__main__":
     unittest.main()
