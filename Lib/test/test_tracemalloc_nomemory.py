@@ -218,7 +218,8 @@ class NoMemoryTests(ScriptBase):
             """)
 
     def test_reallocations_of_untraced_blocks(self):
-        # The tables have room for some of them.
+        # The tables have room for some of them; for all, where they grow with
+        # small objects in between.
         self.run_walk("""
             allocate = capi.tracemalloc_realloc_failing
             addrs = [allocate('raw', 0, 5003, sys.maxsize, 0, False)[0]
@@ -227,7 +228,7 @@ class NoMemoryTests(ScriptBase):
             addrs = [allocate('raw', addr, 7001, 0, sys.maxsize, True)[0]
                      for addr in addrs]
             assert None not in addrs
-            assert 0 < sizes().count(7001) < 500
+            assert sizes().count(7001) > 0
             check_sums()
             for addr in addrs:
                 capi.tracemalloc_domain_free('raw', addr)
