@@ -353,7 +353,7 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table,
         found = _PyTraceMalloc_FindAndRemove(caller, tm, removed);
     }
     interp_state *main = &_PyRuntime._main_interpreter.tracemalloc;
-    if (!found && own_table && WITH_GIL && caller->attached
+    if (!found && own_table && caller->attached
         && tm != main && has_same_gil(tm, main) && main->tracing)
     {
         found = _PyTraceMalloc_FindAndRemove(caller, main, removed);

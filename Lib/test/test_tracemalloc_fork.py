@@ -283,9 +283,6 @@ def times(least, count):
             break
         yield i
 
-def sizes():
-    return [trace[1] for trace in tracemalloc._get_traces()]
-
 def child():
     '''What is left of the storm in the child of a fork: nothing.'''
     assert len(_interpreters.list_all()) == 1

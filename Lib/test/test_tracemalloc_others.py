@@ -59,24 +59,24 @@ class TrackTests(ScriptBase):
 
     def test_one_address_in_many_domains(self):
         self.run_script(f"""
+            def tracked():
+                return {{trace[0]: trace[1]
+                         for trace in tracemalloc._get_traces() if trace[0]}}
+
             tracemalloc.start()
-            sizes = {{n: n for n in range(1, 5001)}}
-            for n in sizes:
+            wanted = {{n: n for n in range(1, 5001)}}
+            for n in wanted:
                 capi.tracemalloc_track(n, {ADDRESS}, n)
-            assert {{t[0]: t[1] for t in tracemalloc._get_traces()
-                     if t[0]}} == sizes
+            assert tracked() == wanted
             for n in range(1, 5001, 2):
                 capi.tracemalloc_untrack(n, {ADDRESS})
-                del sizes[n]
-            assert {{t[0]: t[1] for t in tracemalloc._get_traces()
-                     if t[0]}} == sizes
+                del wanted[n]
+            assert tracked() == wanted
             check_sums()
             """)
 
     def test_first_tracked_block_is_freed(self):
         self.run_script("""
-            def sizes():
-                return [trace[1] for trace in tracemalloc._get_traces()]
             tracemalloc.start()
             # The last of them are in pages that have slots.
             kept = [object() for _ in range(1000)]

@@ -149,6 +149,9 @@ def run(interp, source):
     if excinfo is not None:
         raise AssertionError(excinfo.errdisplay)
 
+def sizes():
+    return [trace[1] for trace in tracemalloc._get_traces()]
+
 def check_sums(*interps):
     total, traced = capi.tracemalloc_sums(*interps)
     assert total == traced, (total, traced)
@@ -256,9 +259,6 @@ from itertools import product
 OLD, NEW, OTHER = 10_001, 20_002, 30_003
 # More than any allocator has.
 TOO_MUCH = sys.maxsize - 4096
-
-def sizes():
-    return [trace[1] for trace in tracemalloc._get_traces()]
 
 def get_traceback(addr):
     return capi._PyTraceMalloc_GetTraceback(0, addr)
