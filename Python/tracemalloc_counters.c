@@ -170,7 +170,8 @@ take_credit(tracemalloc_credit *credit, bool rests)
     take_from_committed((uint64_t)(credit->available - lowest));
     credit->available = credit->limit = 0;
     if (rests) {
-        credit->wait = REST;
+        credit->rest = REST;
+        credit->alone = 0;
     }
 }
 
@@ -231,14 +232,14 @@ _PyTraceMalloc_EnterFenced(tracemalloc_credit *credit)
 static void
 open_credit(tracemalloc_credit *credit)
 {
-    if (credit->wait > 0) {
-        credit->wait--;
+    if (credit->rest > 0) {
+        credit->rest--;
         return;
     }
     bool alone = llist_empty(&COUNTERS->open);
-    credit->wait = alone ? Py_MAX(credit->wait - 1, -LONG) : 0;
+    credit->alone = alone ? Py_MIN(credit->alone + 1, LONG) : 0;
     uint64_t grant = MAX_GRANT;
-    if (credit->wait == -LONG) {
+    if (credit->alone == LONG) {
         grant = SOLE_GRANT;
         credit->limit = SOLE_LIMIT;
     }

@@ -150,10 +150,11 @@ typedef struct {
     int64_t available;
     int64_t limit;
     int64_t lowest;
-    // If positive, operations until a credit that others closed is opened
-    // again.  If negative, operations with the runtime's mutex so far while
-    // nobody else had credit.  Guarded by that mutex, like `node`.
-    int wait;
+    // What follows is guarded by the runtime's mutex.  Operations until a
+    // credit that others closed is opened again.
+    int rest;
+    // Operations so far with that mutex while nobody else had credit.
+    int alone;
     // In `open` of the counters.
     struct llist_node node;
 } tracemalloc_credit;

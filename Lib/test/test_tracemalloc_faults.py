@@ -4,6 +4,7 @@ Each test here was seen to fail with a fault put into the C code.  The tests
 know what tracemalloc has to do, and nothing of how it does it.
 """
 
+import functools
 import itertools
 import operator
 import queue
@@ -245,12 +246,27 @@ class FreeListTests(TestBase):
                          ((__file__, lineno),))
         del kept
 
-    @unittest.skipIf(support.Py_GIL_DISABLED,
-                     'a thread has a free list of its own')
-    def test_reused_in_another_thread(self):
-        # The same, but it is another thread that makes a float at the same
-        # address, and tracemalloc knows all places already.
-        one, two, three = 1.0, 2.0, 3.0
+    def test_reused_by_two_instructions(self):
+        # The first product is a new block, all others are made there: by
+        # another instruction, and then by the first one again.
+        tracemalloc.start()
+        kept = [float(i) for i in range(300)]
+        two, three = 2.0, 3.0
+        for last in False, False, True:
+            obj = two * three
+            lineno = get_lineno() - 1
+            if not last:
+                del obj
+                obj = two * three
+                del obj
+        self.assertEqual(tracemalloc._get_object_traceback(obj),
+                         ((__file__, lineno),))
+        del kept
+
+    def check_another_thread(self, first_calls):
+        # After these calls another thread makes a float in the block that
+        # they have freed, and drops it; then the caller gets it.
+        two, three = 2.0, 3.0
         numbers = queue.SimpleQueue()
         go_on = threading.Lock()
         go_on.acquire()
@@ -260,17 +276,18 @@ class FreeListTests(TestBase):
                 obj = two * three
                 del obj
                 numbers.put(two)
-        calls = itertools.cycle([numbers.get, go_on.release, numbers.get])
-        products = map(two.__mul__, filter(None, map(operator.call, calls)))
+        calls = itertools.cycle([*first_calls, go_on.release, numbers.get])
+        others = filter(None, map(operator.call, calls))
+        # operator.mul() allocates nothing else.
+        products = map(operator.mul, itertools.repeat(two), others)
         large = filter(three.__lt__, products)
-        del products
+        del others, products
         tracemalloc.start()
         kept = [float(i) for i in range(300)]
         tracebacks = []
         with threading_helper.start_threads(
                 [threading.Thread(target=make_floats)]):
             for _ in range(5):
-                numbers.put(one)
                 found = next(large)
                 lineno = get_lineno() - 1
                 # There is a new block the next time.
@@ -278,6 +295,20 @@ class FreeListTests(TestBase):
                 tracebacks.append(tracemalloc._get_object_traceback(found))
         self.assertEqual(tracebacks, [((__file__, lineno),)] * 5)
         del kept
+
+    @unittest.skipIf(support.Py_GIL_DISABLED,
+                     'a thread has a free list of its own')
+    def test_reused_in_another_thread(self):
+        # As in one instruction, but tracemalloc knows all places already.
+        self.check_another_thread([(1.0).conjugate])
+
+    @unittest.skipIf(support.Py_GIL_DISABLED,
+                     'a thread has a free list of its own')
+    def test_freed_and_reused_in_another_thread(self):
+        # The block is the array of a list, which is as large as a float.
+        items = []
+        self.check_another_thread(
+            [functools.partial(items.append, None), items.clear])
 
 
 # --- Sizes -----------------------------------------------------------------

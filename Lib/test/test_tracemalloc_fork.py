@@ -50,6 +50,31 @@ class ForkTests(ForkBase):
             check_sums()
             """)
 
+    def test_child_frees(self):
+        # What any thread may free: raw blocks, and an object with the trace
+        # that PyTraceMalloc_Track() has made.
+        self.run_fork("""
+            tracemalloc.start()
+            hows = 'attached', 'detached', 'stateless'
+            addrs = [capi.tracemalloc_raw_malloc(5001) for _ in hows]
+            objs = [object()]
+            capi.tracemalloc_track(0, id(objs[0]), 5001)
+            def left():
+                return len([trace for trace in tracemalloc._get_traces()
+                            if trace[1] == 5001])
+            def child():
+                for i, how in enumerate(hows):
+                    assert left() == 4 - i
+                    capi.tracemalloc_raw_free(addrs[i], how)
+                assert left() == 1
+                check_sums()
+                objs.clear()
+                assert left() == 0
+                check_sums()
+            in_child(child)
+            child()
+            """)
+
     def test_child_without_other_interpreters(self):
         self.run_fork("""
             interps = []

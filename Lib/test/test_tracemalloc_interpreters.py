@@ -621,6 +621,19 @@ class LegacyForeignTests(ForeignTests, TestBase):
                     self.assertEqual(self.count(size, self.interp), before - 1)
                     self.assert_sums(self.interp)
 
+        def test_objects_of_main(self):
+            for tracing in True, False:
+                for size in 300, 3000, MARK:
+                    with self.subTest(tracing=tracing, size=size):
+                        addr = capi.tracemalloc_leak(bytes(size))
+                        size = sys.getsizeof(bytes(size))
+                        before = self.count(size)
+                        self.assertGreaterEqual(before, 1)
+                        self.interp.run(f"capi.tracemalloc_unleak({addr})")
+                        self.assertEqual(self.count(size), before - 1)
+                        self.assert_sums(self.interp)
+                self.interp.run("tracemalloc.stop()")
+
     def test_interned_strings(self):
         self.interp.run("""
             import sys

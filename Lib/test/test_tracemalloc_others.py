@@ -75,6 +75,16 @@ class TrackTests(ScriptBase):
             check_sums()
             """)
 
+    def test_equal_but_for_the_domain(self):
+        self.run_script(f"""
+            tracemalloc.start()
+            for n in range(1, 11):
+                capi.tracemalloc_track(n, {ADDRESS}, 123_457)
+            domains = [trace[0] for trace in tracemalloc._get_traces()
+                       if trace[1] == 123_457]
+            assert sorted(domains) == list(range(1, 11)), domains
+            """)
+
     def test_first_tracked_block_is_freed(self):
         self.run_script("""
             tracemalloc.start()

@@ -513,6 +513,8 @@ tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
 
 
 #define NUM_BLOCKS 8192
+#define MAX_SUM 50000000
+#define MAX_TURNERS 4
 
 typedef struct {
     void *blocks[NUM_BLOCKS];
@@ -533,16 +535,18 @@ next_random(turns_state *state)
 }
 
 // Allocate and free raw blocks, without anything else that is traced.  Some
-// turns are long enough for credit to be opened, and in some nothing is freed.
+// turns are long enough for credit to be opened, in some nothing is freed, and
+// in some the blocks are larger than what credit is handed out.
 static void
 take_turn(turns_state *state)
 {
     uint32_t nsteps = next_random(state) % (next_random(state) % 2 ? 3000 : 5);
     uint32_t nadds = next_random(state) % 5;    // of four steps
+    uint32_t max_size = next_random(state) % 2 ? 700 : 100000;
     for (uint32_t i = 0; i < nsteps; i++) {
-        bool full = state->nblocks == NUM_BLOCKS;
+        bool full = state->nblocks == NUM_BLOCKS || state->sum >= MAX_SUM;
         if (next_random(state) % 4 < nadds && !full) {
-            size_t size = 1 + next_random(state) % 700;
+            size_t size = 1 + next_random(state) % max_size;
             state->sizes[state->nblocks] = size;
             state->blocks[state->nblocks] = PyMem_RawMalloc(size);
             state->nblocks++;
@@ -561,22 +565,26 @@ take_turn(turns_state *state)
 }
 
 PyDoc_STRVAR(take_turns_doc,
-"tracemalloc_take_turns(interpid, seed)\n"
+"tracemalloc_take_turns(seed, *ids)\n"
 "--\n\n"
 "Call reset_peak(), then allocate and free raw blocks in this interpreter\n"
-"and in another one, in turns.\n\n"
+"and in at most three others, in turns.\n\n"
 "Return the growth of the sum and of the peak, and what they have to be.");
 
 static PyObject *
 tracemalloc_take_turns(PyObject *self, PyObject *args)
 {
-    PyObject *id;
-    unsigned long seed;
-    if (!PyArg_ParseTuple(args, "Ok", &id, &seed)) {
+    PyThreadState *tstates[MAX_TURNERS] = {PyThreadState_Get()};
+    Py_ssize_t n = PyTuple_GET_SIZE(args);
+    if (n < 2 || n > MAX_TURNERS) {
+        PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return NULL;
     }
-    PyInterpreterState *interp = _PyInterpreterState_LookUpIDObject(id);
-    PyObject *reset_peak = interp == NULL ? NULL : get_function("reset_peak");
+    unsigned long seed = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(args, 0));
+    if (seed == (unsigned long)-1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    PyObject *reset_peak = get_function("reset_peak");
     PyObject *res = reset_peak == NULL ? NULL
                     : PyObject_CallNoArgs(reset_peak);
     Py_XDECREF(reset_peak);
@@ -586,16 +594,22 @@ tracemalloc_take_turns(PyObject *self, PyObject *args)
     Py_DECREF(res);
     // Not traced.
     turns_state *state = calloc(1, sizeof(*state));
-    PyThreadState *tstates[2] = {
-        PyThreadState_Get(), PyThreadState_New(interp)};
-    if (state == NULL || tstates[1] == NULL) {
-        Py_FatalError("no memory");
+    if (state == NULL) {
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 1; i < n; i++) {
+        PyInterpreterState *interp = _PyInterpreterState_LookUpIDObject(
+            PyTuple_GET_ITEM(args, i));
+        tstates[i] = interp == NULL ? NULL : PyThreadState_New(interp);
+        if (tstates[i] == NULL) {
+            Py_FatalError("no interpreter or no memory");
+        }
     }
     state->random = seed;
     size_t before, peak_before, sum, peak;
     _PyTraceMalloc_GetTracedMemory(&before, &peak_before);
     for (uint32_t turns = next_random(state) % 16; turns > 0; turns--) {
-        PyThreadState_Swap(tstates[next_random(state) % 2]);
+        PyThreadState_Swap(tstates[next_random(state) % (uint32_t)n]);
         take_turn(state);
     }
     PyThreadState_Swap(tstates[0]);
@@ -608,10 +622,12 @@ tracemalloc_take_turns(PyObject *self, PyObject *args)
         PyMem_RawFree(state->blocks[--state->nblocks]);
     }
     free(state);
-    PyThreadState_Swap(tstates[1]);
-    PyThreadState_Clear(tstates[1]);
-    PyThreadState_Swap(tstates[0]);
-    PyThreadState_Delete(tstates[1]);
+    for (Py_ssize_t i = 1; i < n; i++) {
+        PyThreadState_Swap(tstates[i]);
+        PyThreadState_Clear(tstates[i]);
+        PyThreadState_Swap(tstates[0]);
+        PyThreadState_Delete(tstates[i]);
+    }
     return found;
 }
 

@@ -14,6 +14,7 @@
 #include "parts.h"
 #include "test_tracemalloc.h"
 
+#include <errno.h>                // errno
 #include <stdlib.h>               // calloc(), free()
 
 
@@ -73,7 +74,9 @@ job_run(job_t *job)
         job->ptr = PyMem_RawRealloc(job->ptr, job->size);
         break;
     case RAW_FREE:
+        errno = EDOM;
         PyMem_RawFree(job->ptr);
+        job->res = errno == EDOM ? 0 : -1;
         break;
     case TRACK:
         job->res = PyTraceMalloc_Track(job->domain, (uintptr_t)job->ptr,
@@ -230,7 +233,7 @@ tracemalloc_raw_realloc(PyObject *self, PyObject *args)
 PyDoc_STRVAR(raw_free_doc,
 "tracemalloc_raw_free(address, how='attached', timeout=60.0)\n"
 "--\n\n"
-"PyMem_RawFree().");
+"PyMem_RawFree(), which must not change errno.");
 
 static PyObject *
 tracemalloc_raw_free(PyObject *self, PyObject *args)
@@ -247,7 +250,12 @@ tracemalloc_raw_free(PyObject *self, PyObject *args)
     if (job == NULL) {
         return NULL;
     }
+    int res = job->res;
     job_decref(job);
+    if (res < 0) {
+        PyErr_SetString(PyExc_AssertionError, "free() has changed errno");
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
