@@ -28,8 +28,10 @@ class WrongSizeTests(TestBase):
             self.assertEqual(res, 0)
         kept = [bytearray(100_000) for _ in range(200)]
         interp.run("kept = [bytearray(100_000) for _ in range(200)]")
-        self.assertEqual(tracemalloc.get_traced_memory(),
-                         (sys.maxsize, sys.maxsize))
+        for _ in range(2):
+            self.assertEqual(tracemalloc.get_traced_memory(),
+                             (sys.maxsize, sys.maxsize))
+            tracemalloc.reset_peak()
         for obj in kept:
             self.assertIsNotNone(tracemalloc._get_object_traceback(obj))
         for i in range(len(sizes)):
@@ -53,6 +55,9 @@ class WrongSizeTests(TestBase):
 
     def test_twice(self):
         self.check(sys.maxsize, sys.maxsize - 7)
+
+    def test_little_beyond_64_bits(self):
+        self.check(sys.maxsize, sys.maxsize, 100)
 
 
 class TrackTests(ScriptBase):
