@@ -50,9 +50,9 @@ def recurse_without_allocating(steps, flags, blocks):
     for _ in steps:
         recurse_without_allocating(steps, flags, blocks)
         if next(flags):
-            blocks.append(bytearray(50))
+            blocks.append(bytearray())
         return
-    blocks.append(bytearray(50))
+    blocks.append(bytearray())
 
 
 class Recorder:
@@ -64,7 +64,7 @@ class Recorder:
 
     def __call__(self):
         # Both on one line, as both look at the line of this frame.
-        block, frames = bytearray(50), frames_of(sys._getframe())
+        block, frames = bytearray(), frames_of(sys._getframe())
         self.compare(tracemalloc._get_object_traceback(block), frames)
 
     def compare(self, traceback, frames):
@@ -297,9 +297,9 @@ class GeneratorTests(TracebackTestCase):
             block = None
             while True:
                 match (yield block):
-                    case 0: block = bytearray(50)
-                    case 1: block = bytearray(50)
-                    case 2: block = bytearray(50)
+                    case 0: block = bytearray()
+                    case 1: block = bytearray()
+                    case 2: block = bytearray()
         line = generate.__code__.co_firstlineno + 4
         resume = [
             lambda gen, n: gen.send(n),
@@ -326,9 +326,9 @@ class GeneratorTests(TracebackTestCase):
             block = None
             while True:
                 if (yield block):
-                    block = bytearray(50)
+                    block = bytearray()
                 else:
-                    block = bytearray(50)
+                    block = bytearray()
         generators = [generate() for _ in range(2000)]
         for gen in generators:
             next(gen)
@@ -562,7 +562,7 @@ class ChangeTests(TracebackTestCase):
         # Called from one line, they have the same callers, too.
         for record in self.each_limit():
             def func():
-                return bytearray(50)
+                return bytearray()
             code = func.__code__
             for i in range(50):
                 func.__code__ = code.replace(co_filename=f'file{i}')
@@ -576,7 +576,7 @@ class ChangeTests(TracebackTestCase):
         # And nothing else is called meanwhile.
         for record in self.each_limit():
             def func():
-                return bytearray(50)
+                return bytearray()
             code = func.__code__
             blocks = []
             for i in range(50):
