@@ -247,20 +247,26 @@ class FreeListTests(TestBase):
         del kept
 
     def test_reused_by_two_instructions(self):
-        # The first product is a new block, all others are made there: by
-        # another instruction, and then by the first one again.
+        # The first product is a new block.  The others are made there: by
+        # another instruction, and then by the first one again.  From the
+        # second round on, tracemalloc knows both places.
         tracemalloc.start()
         kept = [float(i) for i in range(300)]
+        made = []
         two, three = 2.0, 3.0
-        for last in False, False, True:
-            obj = two * three
-            lineno = get_lineno() - 1
-            if not last:
-                del obj
+        for _ in range(3):
+            for last in False, True:
                 obj = two * three
-                del obj
-        self.assertEqual(tracemalloc._get_object_traceback(obj),
-                         ((__file__, lineno),))
+                if not last:
+                    del obj
+                    obj = two * three
+                    del obj
+            made.append(obj)
+        # Nothing else may be allocated between the products.
+        lineno = get_lineno() - 7
+        for obj in made:
+            self.assertEqual(tracemalloc._get_object_traceback(obj),
+                             ((__file__, lineno),))
         del kept
 
     def check_another_thread(self, first_calls):

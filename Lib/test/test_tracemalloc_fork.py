@@ -59,17 +59,14 @@ class ForkTests(ForkBase):
             addrs = [capi.tracemalloc_raw_malloc(5001) for _ in hows]
             objs = [object()]
             capi.tracemalloc_track(0, id(objs[0]), 5001)
-            def left():
-                return len([trace for trace in tracemalloc._get_traces()
-                            if trace[1] == 5001])
             def child():
                 for i, how in enumerate(hows):
-                    assert left() == 4 - i
+                    assert sizes().count(5001) == 4 - i
                     capi.tracemalloc_raw_free(addrs[i], how)
-                assert left() == 1
+                assert sizes().count(5001) == 1
                 check_sums()
                 objs.clear()
-                assert left() == 0
+                assert sizes().count(5001) == 0
                 check_sums()
             in_child(child)
             child()

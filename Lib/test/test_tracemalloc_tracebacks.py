@@ -63,9 +63,9 @@ class Recorder:
         self.wrong = []
 
     def __call__(self):
-        # Both on one line, as both look at the line of this frame.  Empty,
-        # since the optimized build is trained with this file: it would be made
-        # for buffers of this size.
+        # Both on one line, as both look at the line of this frame.  The block
+        # is empty: the optimized build is trained with this file, and the
+        # compiler would prepare bytearray() for buffers of its size.
         block, frames = bytearray(), frames_of(sys._getframe())
         self.compare(tracemalloc._get_object_traceback(block), frames)
 

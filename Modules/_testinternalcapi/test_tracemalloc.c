@@ -513,7 +513,7 @@ tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
 
 
 #define NUM_BLOCKS 8192
-#define MAX_SUM 50000000
+#define MAX_SUM 50000000          // bytes
 #define MAX_TURNERS 4
 
 typedef struct {
