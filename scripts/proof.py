@@ -1,9 +1,9 @@
 """proof.py [run|summary|list]: run by scripts/proof.sh.
 
 Each step leaves build/proof/STEP.json with the source it is of, without
-documents, and a key of what the step does.  A step is not done again while both
-are the present ones.  The table also shows results of an older source, and says
-which.  A failure that a step's baseline has too, as a rule stock, or which
+documents and those tests of the series that it does not run, and a key of what
+the step does.  A step is not done again while both are the present ones.  The
+table also shows results of an older source, and says so.  A failure that a step's baseline has too, as a rule stock, or which
 scripts/proof-explained.txt explains, is in order.  Several runs may be at work
 at the same time: none begins a step that another one is at.
 
@@ -100,11 +100,16 @@ class Proof:
         self.explanations = read_explanations()
         self.kept = read_kept()
         self.source = source_id()
+        self.sources = {}
 
     def source_of(self, step):
         # What runs stock alone does not depend on the series.
-        return (os.environ['PRISTINE_TREE'] if step.stock_only
-                else self.source)
+        if step.stock_only:
+            return os.environ['PRISTINE_TREE']
+        unused = step.unused()
+        if unused not in self.sources:
+            self.sources[unused] = source_id(unused)
+        return self.sources[unused]
 
     def load_done_here(self, step):
         try:
@@ -220,7 +225,8 @@ def do_step(proof, step):
     stored['seconds'] = round(time.monotonic() - start)
     stored.update(source=proof.source_of(step), key=key)
     # Nobody knows what the result is of.
-    if not step.stock_only and source_id() != proof.source:
+    if (not step.stock_only
+            and source_id(step.unused()) != proof.source_of(step)):
         stored.update(source=None, note='the source was changed meanwhile')
     if step.key() != key:
         stored.update(source=None, note='the step was changed meanwhile')
@@ -391,8 +397,9 @@ def head(proof, judged):
                     for one in dict.fromkeys(verdicts)) + '.', '',
         '*reference* is a result of stock, for others to be compared with; '
         '*explained* has failures that its reference has, too, or that are '
-        'explained below.  A result of another source than the present one '
-        'has that in parentheses.', '',
+        'explained below.  *Older* is a result of another source than the '
+        'present one; documents do not count, nor do those tests of '
+        'the series that the step does not run.', '',
     ]
 
 
@@ -403,7 +410,7 @@ def row(proof, step, verdict, stored):
     if verdict not in (NOT_DONE, OUTDATED):
         note = stored['note']
         if not proof.is_current(step, stored):
-            shown += f' ({stored["source"][:12]})'
+            shown += ' (older)'
         if verdict != NOT_RUN:
             numbers = [stored['passed'], stored['failed'], stored['skipped'],
                        clock(stored['seconds'])]

@@ -15,7 +15,7 @@ import shutil
 import sys
 
 from proof_builds import (
-    BUILD, BUILDS, JOBS, PROOF, ROOT, STOCK, TREE, Failed, NotRun,
+    BUILD, BUILDS, DOCUMENTS, JOBS, PROOF, ROOT, STOCK, TREE, Failed, NotRun,
     export_source, git, output, run, source_id, write)
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -81,6 +81,22 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def all_but(tests):
+    """The documents, and the series' tests without these and what those
+    import."""
+    unused = set(OWN_TESTS)
+    tests = list(tests)
+    while tests:
+        test = tests.pop()
+        if test in unused:
+            unused.remove(test)
+            path = TREE / 'Lib' / 'test' / f'{test}.py'
+            if path.exists():
+                tests += re.findall(r'^from test\.(\w+) import',
+                                    path.read_text(), re.M)
+    return (*DOCUMENTS, *(f'Lib/test/{test}.py' for test in sorted(unused)))
+
+
 def symbol(match):
     """The file and function of '(program+0x123)', not an inlined one."""
     text = output(['addr2line', '-f', '-i', '-e', match[1], match[2]])
@@ -120,6 +136,10 @@ class Step:
     @property
     def stock_only(self):
         return bool(self.builds) and all(one.stock for one in self.builds)
+
+    def unused(self):
+        """Files of the series on which the result does not depend."""
+        return DOCUMENTS
 
     def parameters(self):
         """What is done: the result is out of date if this changes."""
@@ -198,6 +218,9 @@ class Tests(Step):
     timeout = 1200
     jobs = int(JOBS)
     files = ('count-results.py',)
+
+    def unused(self):
+        return all_but(self.tests or OWN_TESTS)
 
     def parameters(self):
         return (self.options, self.tests, self.regrtest, self.again,
@@ -453,6 +476,9 @@ class Differential(Step):
     frames = 1
     scripts = None
 
+    def unused(self):
+        return all_but(())
+
     def parameters(self):
         return self.frames, self.scripts
 
@@ -511,6 +537,9 @@ class Storm(Step):
 
     def parameters(self):
         return self.storm, self.seconds, self.count, VARIANTS
+
+    def unused(self):
+        return all_but(())
 
     def compile_hooks(self):
         """The foreign allocators, as an extension for this build."""
