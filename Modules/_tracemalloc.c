@@ -26,6 +26,7 @@ module _tracemalloc
 // Filenames and tracebacks of a snapshot as objects, to make each once.
 typedef struct {
     const tracemalloc_intern *intern;
+    const PyMemAllocatorEx *allocator;
     // By id, as far as there is room: strong references or NULL.
     PyObject **objects;
     size_t nobjects;
@@ -36,9 +37,13 @@ converter_init(converter *conv, const tracemalloc_snapshot *snapshot,
                size_t max_objects)
 {
     size_t nobjects = Py_MIN((size_t)snapshot->last_id + 1, max_objects);
+    // Below the hooks: it is not to be traced.
+    const PyMemAllocatorEx *allocator = snapshot->allocator;
     *conv = (converter){
         .intern = snapshot->intern,
-        .objects = PyMem_RawCalloc(nobjects, sizeof(PyObject *)),
+        .allocator = allocator,
+        .objects = allocator->calloc(allocator->ctx, nobjects,
+                                     sizeof(PyObject *)),
         .nobjects = nobjects,
     };
     if (conv->objects == NULL) {
@@ -54,7 +59,7 @@ converter_fini(converter *conv)
     for (size_t i = 0; i < conv->nobjects; i++) {
         Py_XDECREF(conv->objects[i]);
     }
-    PyMem_RawFree(conv->objects);
+    conv->allocator->free(conv->allocator->ctx, conv->objects);
 }
 
 static PyObject *
@@ -147,8 +152,8 @@ is_equal(const tracemalloc_trace *a, const tracemalloc_trace *b)
 // A power of 2.
 #define NUM_EARLIER 1024
 
-// Equal traces mostly are one object: most of the time it takes to make a new
-// one, its memory is touched for the first time.
+// Equal traces get one object where an earlier one is found at once: to touch
+// new memory is most of what an object costs.
 static int
 fill_list(PyObject *list, converter *conv,
           const tracemalloc_snapshot *snapshot)
@@ -181,35 +186,15 @@ static int
 convert_traces(PyObject *list, const tracemalloc_snapshot *snapshot)
 {
     converter conv;
+    if (snapshot->ntraces == 0) {
+        return 0;
+    }
     if (converter_init(&conv, snapshot, SIZE_MAX) < 0) {
         return -1;
     }
     int res = fill_list(list, &conv, snapshot);
     converter_fini(&conv);
     return res;
-}
-
-static PyObject *
-get_traces(void)
-{
-    // Without a GIL, PyList_New() crashes if there is no memory for the items.
-    PyObject *list = PyList_New(0);
-    if (list == NULL) {
-        return NULL;
-    }
-    tracemalloc_snapshot snapshot;
-    if (_PyTraceMalloc_Snapshot(&snapshot) < 0) {
-        Py_DECREF(list);
-        return NULL;
-    }
-    // Only the list itself, as in 3.13.5, is among the traces; not its items.
-    bool reentrant = _PyTraceMalloc_SetReentrant(true);
-    if (convert_traces(list, &snapshot) < 0) {
-        Py_CLEAR(list);
-    }
-    (void)_PyTraceMalloc_SetReentrant(reentrant);
-    _PyTraceMalloc_FreeSnapshot(&snapshot);
-    return list;
 }
 
 PyObject *
@@ -284,7 +269,24 @@ static PyObject *
 _tracemalloc__get_traces_impl(PyObject *module)
 /*[clinic end generated code: output=e9929876ced4b5cc input=1323da57d5ea4e09]*/
 {
-    return get_traces();
+    // Without a GIL, PyList_New() crashes if there is no memory for the items.
+    PyObject *list = PyList_New(0);
+    if (list == NULL) {
+        return NULL;
+    }
+    tracemalloc_snapshot snapshot;
+    if (_PyTraceMalloc_Snapshot(&snapshot) < 0) {
+        Py_DECREF(list);
+        return NULL;
+    }
+    // Only the list itself, as in 3.13.5, is among the traces; not its items.
+    bool reentrant = _PyTraceMalloc_SetReentrant(true);
+    if (convert_traces(list, &snapshot) < 0) {
+        Py_CLEAR(list);
+    }
+    (void)_PyTraceMalloc_SetReentrant(reentrant);
+    _PyTraceMalloc_FreeSnapshot(&snapshot);
+    return list;
 }
 
 

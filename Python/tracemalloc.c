@@ -9,9 +9,10 @@
 #define MAX_NFRAME UINT16_MAX
 
 
-// A thread without thread state ends an interpreter that has no threads.  While
-// Python is finalized no other thread can attach, but one that was about to
-// stop the world may have ended as the owner of the lock for that.
+// False if the caller has no thread state, since it deletes an interpreter
+// without threads.  And at finalization: no other thread can attach then, and
+// one that has ended while it waited to stop the world may still hold the lock
+// for that.
 static bool
 has_other_threads(void)
 {
@@ -33,7 +34,7 @@ stop_threads(void)
 static void
 start_threads(void)
 {
-    PyMutex_Unlock(&RUNTIME->mutex);
+    unlock_mutex(&RUNTIME->mutex);
     if (has_other_threads()) {
         _PyEval_StartTheWorldAll(&_PyRuntime);
     }
@@ -42,18 +43,21 @@ start_threads(void)
 
 /* --- Start and stop ----------------------------------------------------- */
 
+// Give back what only a process needs where an interpreter traces.
+static void
+close_if_idle(void)
+{
+    if (is_idle()) {
+        _PyTraceMalloc_CloseDirectory();
+        _PyTraceMalloc_RemoveHooks();
+    }
+}
+
 // What threads remember of frames is void from now on.
 static void
 new_epoch(interp_state *tm)
 {
     _Py_atomic_store_uint64_relaxed(&tm->epoch, ++RUNTIME->last_number);
-}
-
-static void
-add_to_ntracing(int change)
-{
-    _Py_atomic_store_int_relaxed(&RUNTIME->ntracing,
-                                 RUNTIME->ntracing + change);
 }
 
 // -1 if there is no memory, -2 if there is no key.
@@ -73,13 +77,10 @@ start_locked(interp_state *tm, int max_nframe, bool inherited,
         || _PyTraceMalloc_OpenTraces(tm) < 0)
     {
         PyThread_tss_delete(&tm->reentrant_key);
-        if (is_idle()) {
-            _PyTraceMalloc_RemoveHooks();
-        }
+        close_if_idle();
         return -1;
     }
     if (is_idle()) {
-        llist_init(&RUNTIME->tracing);
         _PyTraceMalloc_CountersInit();
     }
     _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : 1);
@@ -88,7 +89,7 @@ start_locked(interp_state *tm, int max_nframe, bool inherited,
     new_epoch(tm);
     tm->tracing = 1;
     llist_insert_tail(&RUNTIME->tracing, &tm->node);
-    add_to_ntracing(1);
+    _Py_atomic_add_int(&RUNTIME->ntracing, 1);
     return 0;
 }
 
@@ -149,7 +150,7 @@ stop_locked(PyInterpreterState *interp)
     tm->tracing = 0;
     _Py_atomic_store_uint64_relaxed(&tm->epoch, 0);
     llist_remove(&tm->node);
-    add_to_ntracing(-1);
+    _Py_atomic_add_int(&RUNTIME->ntracing, -1);
 
     struct llist_node *node;
     llist_for_each_safe(node, &tm->threads) {
@@ -158,9 +159,7 @@ stop_locked(PyInterpreterState *interp)
     _PyTraceMalloc_DropTraces(tm);
     _PyTraceMalloc_ChangeShared(tm->owns_pages ? 0 : -1);
     PyThread_tss_delete(&tm->reentrant_key);
-    if (is_idle()) {
-        _PyTraceMalloc_RemoveHooks();
-    }
+    close_if_idle();
 }
 
 void
@@ -183,14 +182,7 @@ _PyTraceMalloc_ThreadEnds(PyThreadState *tstate)
     ts->ended = true;
     lock_mutex(&RUNTIME->mutex);
     forget_thread(tstate->interp, ts);
-    PyMutex_Unlock(&RUNTIME->mutex);
-}
-
-void
-_PyTraceMalloc_InitRuntime(void)
-{
-    assert(RUNTIME->ntracing == 0);
-    RUNTIME->tstates_gone = false;
+    unlock_mutex(&RUNTIME->mutex);
 }
 
 void
@@ -198,7 +190,7 @@ _PyTraceMalloc_ForgetThreadStates(void)
 {
     lock_mutex(&RUNTIME->mutex);
     RUNTIME->tstates_gone = true;
-    PyMutex_Unlock(&RUNTIME->mutex);
+    unlock_mutex(&RUNTIME->mutex);
 }
 
 
@@ -222,28 +214,36 @@ void
 _PyTraceMalloc_BeforeFork(void)
 {
     lock_mutex(&RUNTIME->mutex);
-    _PyTraceMalloc_CountersBeforeFork();
+    _PyTraceMalloc_CloseCredits();
     change_mutexes(lock_mutex);
+    _Py_atomic_store_uintptr_relaxed(
+        &RUNTIME->forking, (uintptr_t)PyThread_get_thread_ident());
 }
 
 void
 _PyTraceMalloc_AfterFork_Parent(void)
 {
-    change_mutexes(PyMutex_Unlock);
-    PyMutex_Unlock(&RUNTIME->mutex);
+    _Py_atomic_store_uintptr_relaxed(&RUNTIME->forking, 0);
+    change_mutexes(unlock_mutex);
+    unlock_mutex(&RUNTIME->mutex);
 }
 
 // The locks are held by this thread, and whoever else waited for them is gone.
 // So are the threads of other interpreters, at an arbitrary point: nothing of
-// these interpreters can be trusted, and their memory is left alone.
+// these interpreters can be trusted but what the locks guard.  The rest of
+// their memory is left alone.
 void
 _PyTraceMalloc_AfterFork_Child(void)
 {
     interp_state *tm = &_PyRuntime._main_interpreter.tracemalloc;
+    // The thread may have got credit in a handler of pthread_atfork().
+    _PyTraceMalloc_CloseCredits();
+    _Py_atomic_store_uintptr_relaxed(&RUNTIME->forking, 0);
     _PyMutex_at_fork_reinit(&RUNTIME->mutex);
     _PyMutex_at_fork_reinit(&tm->mutex);
     if (RUNTIME->directory != NULL) {
-        // If nobody traces, it was not taken before fork().
+        // It was not locked before fork() if nobody traced: another thread
+        // may have held it.
         _PyMutex_at_fork_reinit(&RUNTIME->directory->mutex);
     }
     if (is_idle()) {
@@ -255,16 +255,17 @@ _PyTraceMalloc_AfterFork_Child(void)
         if (other != tm) {
             other->tracing = 0;
             llist_remove(node);
-            add_to_ntracing(-1);
+            _Py_atomic_add_int(&RUNTIME->ntracing, -1);
             _PyMutex_at_fork_reinit(&other->mutex);
+            // The child may free blocks of theirs, and need the keys.
+            _PyTraceMalloc_FreePages(other);
+            PyThread_tss_delete(&other->reentrant_key);
         }
     }
+    // Another thread may have held the mutex of the allocators.
+    _PyMutex_at_fork_reinit(&_PyRuntime.allocators.mutex);
     _PyTraceMalloc_ForgetOthersAfterFork(tm);
-    if (is_idle()) {
-        // Another thread may have held the mutex of the allocators.
-        _PyMutex_at_fork_reinit(&_PyRuntime.allocators.mutex);
-        _PyTraceMalloc_RemoveHooks();
-    }
+    close_if_idle();
 }
 #endif
 
@@ -305,22 +306,9 @@ _PyTraceMalloc_FramesChanged(PyInterpreterState *interp)
         if (tm->intern != NULL) {
             memset(tm->intern->locations, 0, sizeof(tm->intern->locations));
         }
-        PyMutex_Unlock(&tm->mutex);
+        unlock_mutex(&tm->mutex);
     }
-    PyMutex_Unlock(&RUNTIME->mutex);
-}
-
-size_t
-_PyTraceMalloc_GetMemory(void)
-{
-    interp_state *tm = &_PyInterpreterState_GET()->tracemalloc;
-    lock_mutex(&RUNTIME->mutex);
-    size_t size = 0;
-    if (tm->tracing) {
-        size = _PyTraceMalloc_TracesMemory(tm);
-    }
-    PyMutex_Unlock(&RUNTIME->mutex);
-    return size;
+    unlock_mutex(&RUNTIME->mutex);
 }
 
 int
@@ -342,43 +330,12 @@ _PyTraceMalloc_Snapshot(tracemalloc_snapshot *snapshot)
     return res;
 }
 
-int
-_PyTraceMalloc_SnapshotBlock(unsigned int domain, uintptr_t ptr,
-                             tracemalloc_snapshot *snapshot)
-{
-    PyInterpreterState *interp = _PyInterpreterState_GET();
-    *snapshot = (tracemalloc_snapshot){0};
-    int res = 0;
-    lock_mutex(&RUNTIME->mutex);
-    if (interp->tracemalloc.tracing) {
-        res = _PyTraceMalloc_CopyTrace(interp, domain, ptr, snapshot);
-    }
-    PyMutex_Unlock(&RUNTIME->mutex);
-    if (res < 0) {
-        PyErr_NoMemory();
-    }
-    return res;
-}
-
-void
-_PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak)
-{
-    *current = *peak = 0;
-    lock_mutex(&RUNTIME->mutex);
-    if (!is_idle()) {
-        _PyTraceMalloc_CountersGet(current, peak);
-    }
-    PyMutex_Unlock(&RUNTIME->mutex);
-}
-
 void
 _PyTraceMalloc_ResetPeak(void)
 {
     lock_mutex(&RUNTIME->mutex);
-    if (!is_idle()) {
-        _PyTraceMalloc_ResetCounterPeak();
-    }
-    PyMutex_Unlock(&RUNTIME->mutex);
+    _PyTraceMalloc_ResetCounterPeak();
+    unlock_mutex(&RUNTIME->mutex);
 }
 
 

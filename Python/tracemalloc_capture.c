@@ -74,17 +74,6 @@ struct _tracemalloc_capture {
 };
 
 
-// Multiplicative; the high bits are good.
-static inline size_t
-hash_key(const void *ptr, uint64_t number, size_t size)
-{
-    uint64_t hash = (((uint64_t)(uintptr_t)ptr >> 1)
-                     + number * UINT64_C(0xC2B2AE3D27D4EB4F))
-                    * UINT64_C(0x9E3779B97F4A7C15);
-    return (size_t)((hash >> 32) * size >> 32);
-}
-
-
 /* --- Memory ------------------------------------------------------------- */
 
 static size_t
@@ -238,8 +227,8 @@ depth_of(tracemalloc_capture *capture, bool by_depth, uint32_t callers)
     return get_node(capture, callers)->depth;
 }
 
-// "Callers" of whom a frame calls that has these callers, itself the depth-th.
-// There is room for a node.
+// What the callee of a frame has as callers.  The frame is the depth-th, and
+// has these callers itself.  There is room for a node.
 static inline uint32_t
 add_caller(tracemalloc_capture *capture, bool by_depth,
            _PyInterpreterFrame *frame, uint32_t callers, size_t depth)

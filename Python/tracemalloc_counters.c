@@ -7,7 +7,7 @@
 // make a new peak, whatever the others do.  What is freed becomes credit.
 //
 //   committed == the sum of all traced sizes + all open credit
-//   committed <= peak while any credit is open and the sum is not growing
+//   committed <= peak while credit is open, but for the two kinds below
 //
 // While the sum is at its peak and only grows, it is the peak, and any credit
 // may be handed out.  Nobody may free with such credit: its `limit` is 0.
@@ -18,8 +18,9 @@
 // the sum is known.
 //
 // A thread that has been the only one for long gets more credit than it can
-// use, and may do anything with it.  `lowest` is what it had left when the sum
-// was largest.  Whoever comes next closes this credit first.
+// use (`limit` is SOLE_LIMIT), and may do anything with it.  `lowest` is what
+// it had left when the sum was largest.  Whoever comes next closes this credit
+// first.
 //
 // To close a credit, clear `open`, make sure that its owner sees it, wait
 // until the owner is not inside, and take what is left.  On Linux membarrier()
@@ -32,16 +33,16 @@
 
 #include "Python.h"
 #include "pycore_lock.h"          // _Py_yield()
-#include "pycore_runtime.h"       // _PyRuntime
-#include "pycore_tracemalloc.h"   // tracemalloc_counters
+#include "pycore_semaphore.h"     // _PySemaphore_Wait()
+#include "pycore_tracemalloc_shared.h"  // lock_mutex()
 
 #ifdef __linux__
 #  include <sys/syscall.h>        // SYS_membarrier
 #  include <unistd.h>             // syscall()
 #endif
 
-// Operations until a credit that others closed is opened again, and with the
-// mutex until a thread is the only one for long.
+// Operations with the mutex before a credit that others closed is opened
+// again; and how many in a row make a thread the only one.
 #define REST 256
 #define LONG 512
 
@@ -64,7 +65,12 @@
 #define BLIND_WAIT 1000000
 #define MAX_YIELDS 100000
 
-#define COUNTERS (&_PyRuntime.tracemalloc.counters)
+// How often to ask whether an owner is still inside its credit before it gets
+// the processor for so many nanoseconds: it may have a lower priority.
+#define MAX_POLLS 1000
+#define NAP 50000
+
+#define COUNTERS (&RUNTIME->counters)
 
 
 /* --- Barrier ------------------------------------------------------------ */
@@ -94,7 +100,7 @@ make_visible(bool fenced)
     }
     // Forbidden since they were opened.  Wait longer than any processor keeps
     // a write to itself.
-    _PyRuntime.tracemalloc.has_barrier = false;
+    RUNTIME->has_barrier = false;
     PyTime_t start, now;
     (void)PyTime_PerfCounterRaw(&start);
     now = start;
@@ -156,12 +162,26 @@ has_limit(int64_t limit)
            && credit_of(COUNTERS->open.next)->limit == limit;
 }
 
+static void
+nap(void)
+{
+    _PySemaphore never;
+    _PySemaphore_Init(&never);
+    (void)_PySemaphore_Wait(&never, NAP, 0);
+    _PySemaphore_Destroy(&never);
+}
+
 // Wait until the owner of a closed credit is not inside, and take the credit.
 static void
 take_credit(tracemalloc_credit *credit, bool rests)
 {
-    while (_Py_atomic_load_int_acquire(&credit->inside)) {
-        _Py_yield();
+    for (int i = 0; _Py_atomic_load_int_acquire(&credit->inside); i++) {
+        if (i < MAX_POLLS) {
+            _Py_yield();
+        }
+        else {
+            nap();
+        }
     }
     llist_remove(&credit->node);
     int64_t lowest = Py_MIN(credit->lowest, credit->available);
@@ -188,6 +208,11 @@ close_credits(bool rests)
 {
     struct llist_node *node;
     bool fenced = true;
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate != NULL) {
+        // The caller's own needs no barrier.
+        _PyTraceMalloc_CloseCredit(own_credit(tstate), true);
+    }
     if (llist_empty(&COUNTERS->open)) {
         return;
     }
@@ -256,8 +281,8 @@ open_credit(tracemalloc_credit *credit)
     credit->available = credit->lowest = (int64_t)grant;
     llist_insert_tail(&COUNTERS->open, &credit->node);
     _Py_atomic_store_int_release(
-        &credit->open, _PyRuntime.tracemalloc.has_barrier
-                       ? _PyTraceMalloc_OPEN : _PyTraceMalloc_FENCED);
+        &credit->open, RUNTIME->has_barrier ? _PyTraceMalloc_OPEN
+                                            : _PyTraceMalloc_FENCED);
 }
 
 
@@ -267,9 +292,8 @@ void
 _PyTraceMalloc_ChangeSum(tracemalloc_credit *credit, size_t size, bool add,
                          bool locked)
 {
-    PyMutex *mutex = &_PyRuntime.tracemalloc.mutex;
     if (!locked) {
-        PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
+        lock_mutex(&RUNTIME->mutex);
     }
     if (credit != NULL) {
         _PyTraceMalloc_CloseCredit(credit, true);
@@ -290,7 +314,7 @@ _PyTraceMalloc_ChangeSum(tracemalloc_credit *credit, size_t size, bool add,
         open_credit(credit);
     }
     if (!locked) {
-        PyMutex_Unlock(mutex);
+        unlock_mutex(&RUNTIME->mutex);
     }
 }
 
@@ -302,29 +326,29 @@ _PyTraceMalloc_ChangeSum(tracemalloc_credit *credit, size_t size, bool add,
 void
 _PyTraceMalloc_CountersInit(void)
 {
-    if (COUNTERS->open.next == NULL) {
-        llist_init(&COUNTERS->open);
-    }
-    _PyRuntime.tracemalloc.has_barrier = membarrier(REGISTER_BARRIER);
+    RUNTIME->has_barrier = membarrier(REGISTER_BARRIER);
     _PyTraceMalloc_ResetCounterPeak();
 }
 
 void
-_PyTraceMalloc_CountersBeforeFork(void)
+_PyTraceMalloc_CloseCredits(void)
 {
-    if (COUNTERS->open.next != NULL) {
-        close_credits(false);
-    }
+    close_credits(false);
 }
 
 void
-_PyTraceMalloc_CountersGet(size_t *sum, size_t *peak)
+_PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak)
 {
-    close_credits(false);
-    uint64_t max = (uint64_t)PY_SSIZE_T_MAX;
-    *sum = (size_t)(COUNTERS->carries > 0 ? max
-                    : Py_MIN(COUNTERS->committed, max));
-    *peak = (size_t)Py_MIN(COUNTERS->peak, max);
+    *current = *peak = 0;
+    lock_mutex(&RUNTIME->mutex);
+    if (!is_idle()) {
+        close_credits(false);
+        uint64_t max = (uint64_t)PY_SSIZE_T_MAX;
+        *current = (size_t)(COUNTERS->carries > 0 ? max
+                            : Py_MIN(COUNTERS->committed, max));
+        *peak = (size_t)Py_MIN(COUNTERS->peak, max);
+    }
+    unlock_mutex(&RUNTIME->mutex);
 }
 
 void

@@ -53,7 +53,7 @@ void
 _PyTraceMalloc_EndCall(const tracemalloc_caller *caller)
 {
     if (!caller->attached) {
-        PyMutex_Unlock(&RUNTIME->mutex);
+        unlock_mutex(&RUNTIME->mutex);
     }
 }
 
@@ -72,8 +72,8 @@ had_trace(const tracemalloc_removed *removed)
 }
 
 // Keep the calls that the thread makes from being traced, and note what it
-// frees: a detached thread in the interpreter's key.  False if they are not to
-// be traced anyway, or if the system has no room for a note.
+// frees: if it is not attached, in the interpreter's key.  False if they are
+// not to be traced anyway, or if the system has no room for a note.
 static inline Py_ALWAYS_INLINE bool
 enter(const tracemalloc_caller *caller, tracemalloc_removed *removed)
 {
@@ -208,8 +208,8 @@ begin(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     return (function != FREE || had_trace(removed)) && enter(caller, removed);
 }
 
-// The old trace was removed, but is still counted.  -1 if there is no memory
-// for a new one.
+// The old trace was removed; it is still counted, unless the block is freed.
+// -1 if there is no memory for a new one.
 static inline Py_ALWAYS_INLINE int
 end(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     alloc_function function, const tracemalloc_removed *removed, bool traced,
@@ -236,8 +236,8 @@ end(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
 // Any call of a thread that is not attached.  `ptr` is NULL if a block is
 // allocated.
 static Py_NO_INLINE void *
-call_detached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
-              alloc_function function, void *ptr, size_t nelem, size_t elsize)
+call_unattached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
+                alloc_function function, void *ptr, size_t n, size_t size)
 {
     tracemalloc_removed removed = {.trace = {.ptr = (uintptr_t)ptr}};
     tracemalloc_caller caller;
@@ -246,13 +246,13 @@ call_detached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
     bool traced = begin(&caller, domain, function, &removed);
     _PyTraceMalloc_EndCall(&caller);
     errno = saved_errno;
-    void *result = call_below(alloc, function, ptr, nelem, elsize);
+    void *result = call_below(alloc, function, ptr, n, size);
     if (traced || had_trace(&removed)) {
         saved_errno = errno;
         // Who is calling may have changed by now.
         _PyTraceMalloc_BeginCall(&caller);
         res = end(&caller, domain, function, &removed, traced, result,
-                  nelem * elsize);
+                  n * size);
         _PyTraceMalloc_EndCall(&caller);
         errno = saved_errno;
     }
@@ -260,8 +260,7 @@ call_detached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
         alloc->free(alloc->ctx, result);
         return NULL;
     }
-    // Reallocating never fails because of tracing: if even the last room is
-    // used up then the block remains without a trace.
+    // A realloc() does not fail because of tracing; its block has no trace.
     return result;
 }
 
@@ -275,7 +274,7 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
     if (tstate == NULL && !is_idle()) {
-        return call_detached(domain, alloc, function, NULL, nelem, elsize);
+        return call_unattached(domain, alloc, function, NULL, nelem, elsize);
     }
     if (tstate == NULL || !tstate->interp->tracemalloc.tracing
         || thread_of(tstate)->reentrant)
@@ -308,9 +307,9 @@ has_untraced_objects(PyThreadState *tstate)
            && !shares_obmalloc(&tstate->interp->tracemalloc);
 }
 
-// Has the block no trace, and is it to get none?  Then there is no block, or
-// nobody traces, or an outer hook is at work, or the calling thread is not
-// traced, or only frees, and nobody has traces of such blocks.
+// Can the call go straight to the allocator below?  There is no block, nobody
+// traces, an outer hook is at work; or nobody can have a trace of the block,
+// and the caller adds none.
 static inline Py_ALWAYS_INLINE bool
 has_no_trace(PyThreadState *tstate, PyMemAllocatorDomain domain,
              alloc_function function, void *ptr)
@@ -359,7 +358,7 @@ hook_realloc(PyMemAllocatorDomain domain, int level, void *ptr, size_t size)
         return alloc->realloc(alloc->ctx, ptr, size);
     }
     if (tstate == NULL) {
-        return call_detached(domain, alloc, REALLOC, ptr, 1, size);
+        return call_unattached(domain, alloc, REALLOC, ptr, 1, size);
     }
     return call_attached(tstate, domain, alloc, REALLOC, ptr, size);
 }
@@ -395,7 +394,7 @@ hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
         alloc->free(alloc->ctx, ptr);
     }
     else if (tstate == NULL) {
-        (void)call_detached(domain, alloc, FREE, ptr, 1, 0);
+        (void)call_unattached(domain, alloc, FREE, ptr, 1, 0);
     }
     else {
         (void)call_attached(tstate, domain, alloc, FREE, ptr, 0);
@@ -453,17 +452,15 @@ static const PyMemAllocatorEx hooks[NUM_LEVELS][NUM_DOMAINS] = {
 
 /* --- In and out --------------------------------------------------------- */
 
-// Put the hooks of a domain in where there are none.  Others may have been
-// there since:
+// Put hooks into a domain that has none.  There are three cases:
 //
-// - If a call reaches the hooks, they are in, on top or below somebody else's
+// - A call reaches the hooks: they are in, on top of or below somebody else's
 //   allocator.
-// - If what the hooks had below them is on top, or what has nobody's hooks
-//   below it, then whoever had saved that has set it again.
-// - Else somebody has set an allocator without chaining.  Or it is chained,
-//   but did not need the hooks for this call.  So others go in on top of it,
-//   of the next level, which have below them what is on top now; a level is
-//   used once, so that a call cannot go round in circles.
+// - On top is what the hooks had below them, or an allocator of CPython's:
+//   whoever had saved that has set it again.  The same hooks go in again.
+// - Else somebody has set an allocator without chaining; or it chains, but not
+//   for this call.  The hooks of the next level go in on top of it.  A level
+//   is used once, so that a call cannot go round in circles.
 
 uint8_t
 _PyTraceMalloc_ProbeHooks(void)
@@ -512,21 +509,25 @@ choose_level(PyMemAllocatorDomain domain, const PyMemAllocatorEx *top,
              bool reached)
 {
     int nlevels = RUNTIME->nlevels[domain];
+    int nused = RUNTIME->nused[domain];
     for (int level = 0; level < NUM_LEVELS; level++) {
         reached |= top->malloc == hooks[level][domain].malloc;
     }
     if (reached) {
         // Somebody may have put them in again who had saved them.
-        RUNTIME->nlevels[domain] = Py_MAX(nlevels, 1);
+        RUNTIME->nlevels[domain] = (uint8_t)Py_MAX(nlevels, 1);
         return -1;
     }
-    if (nlevels == 0 || _PyMem_IsBuiltinAllocator(top)) {
+    if (_PyMem_IsBuiltinAllocator(top)) {
         return 0;
     }
-    if (same_allocator(top, below(domain, nlevels - 1))) {
-        return nlevels - 1;
+    for (int level = 0; level < nused; level++) {
+        if (same_allocator(top, below(domain, level))) {
+            return level;
+        }
     }
-    return nlevels < NUM_LEVELS ? nlevels : -1;
+    // One that was in before stop() may be part of what is on top now.
+    return nused < NUM_LEVELS ? nused : nlevels < NUM_LEVELS ? nlevels : -1;
 }
 
 // A caller loads the function and its ctx one after the other and may see one
@@ -551,7 +552,9 @@ install_domain(PyMemAllocatorDomain domain, bool reached)
         _Py_atomic_store_ptr_release(&RUNTIME->below[level][domain], record);
         // It fails if somebody else has set an allocator meanwhile.
     } while (!_PyMem_ReplaceFunctions(domain, &top, &hooks[level][domain]));
-    RUNTIME->nlevels[domain] = level + 1;
+    RUNTIME->nlevels[domain] = (uint8_t)(level + 1);
+    RUNTIME->nused[domain] = Py_MAX(RUNTIME->nused[domain],
+                                    (uint8_t)(level + 1));
     return 0;
 }
 
@@ -590,7 +593,7 @@ _PyTraceMalloc_RemoveHooks(void)
         PyMemAllocatorEx top = hooks[level][domain];
         top.ctx = below(domain, level)->ctx;
         if (_PyMem_ReplaceFunctions(domain, &top, below(domain, level))) {
-            RUNTIME->nlevels[domain] = level;
+            RUNTIME->nlevels[domain] = (uint8_t)level;
         }
     }
     _Py_atomic_add_uint32(&RUNTIME->hooks_version, 1);

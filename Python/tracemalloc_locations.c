@@ -41,11 +41,8 @@ locate(interp_state *tm, _PyInterpreterFrame *frame,
 {
     const _Py_CODEUNIT *instr = frame->instr_ptr;
     uint32_t version = _PyFrame_GetCode(frame)->co_version;
-    uint64_t hash = ((uintptr_t)instr / sizeof(*instr)
-                     + version * UINT64_C(0xC2B2AE3D27D4EB4F))
-                    * UINT64_C(0x9E3779B97F4A7C15);
-    tracemalloc_location *cached =
-        &tm->intern->locations[hash >> (64 - _PyTraceMalloc_LOCATION_BITS)];
+    tracemalloc_location *cached = &tm->intern->locations[
+        hash_key(instr, version, 1 << _PyTraceMalloc_LOCATION_BITS)];
     if (version == 0 || cached->instr != instr || cached->version != version) {
         if (find_location(tm, frame, location) < 0) {
             return -1;
@@ -88,7 +85,7 @@ _PyTraceMalloc_InternFrames(interp_state *tm, _PyInterpreterFrame *frame,
 {
     lock_mutex(&tm->mutex);
     int res = intern_locked(tm, frame, total_nframe, id);
-    PyMutex_Unlock(&tm->mutex);
+    unlock_mutex(&tm->mutex);
     return res;
 }
 
@@ -115,7 +112,7 @@ _PyTraceMalloc_IsExact(interp_state *tm, _PyInterpreterFrame *frame,
             if ((n == 0 ? find_location(tm, frame, &location)
                         : locate(tm, frame, &location)) < 0)
             {
-                PyMutex_Unlock(&tm->mutex);
+                unlock_mutex(&tm->mutex);
                 return true;      // no memory to tell
             }
             exact = n < traceback->length
@@ -128,7 +125,7 @@ _PyTraceMalloc_IsExact(interp_state *tm, _PyInterpreterFrame *frame,
     exact = exact && traceback->length == Py_MIN(n, max_nframe)
             && (frame == NULL ? traceback->total_nframe == total
                               : traceback->total_nframe >= total);
-    PyMutex_Unlock(&tm->mutex);
+    unlock_mutex(&tm->mutex);
     return exact;
 }
 #endif

@@ -9,11 +9,9 @@
 // what it does in the hash table and SAVED bytes more, in the worst case.
 
 #include "Python.h"
-#include "pycore_interp.h"        // PyInterpreterState.tracemalloc
-#include "pycore_runtime.h"       // _PyRuntime
-#include "pycore_tracemalloc_pages.h"  // tracemalloc_page
+#include "pycore_tracemalloc_shared.h"  // lock_mutex()
 
-// Slots are made at once if this part of the blocks, or more, is free.
+// Slots are made at once if one block of so many is free.
 #define FREE_PART 8
 
 // Bytes that a trace in a sparse page saves up.
@@ -114,7 +112,7 @@ _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
     page->owner = tm;
     page->link = link;
     page->start = layout.start + _Py_atomic_load_uintptr_relaxed(
-        &_PyRuntime.tracemalloc.block_offset);
+        &RUNTIME->block_offset);
     page->nslots = (uint32_t)layout.nblocks;
     if (layout.nblocks > 1) {
         uint64_t units = layout.block_size / _PyTraceMalloc_UNIT;
@@ -182,8 +180,8 @@ _PyTraceMalloc_PageEnds(tracemalloc_page *page)
         _PyTraceMalloc_ChangeSum(NULL, size, false, false);
     }
     PyMutex *mutex = &page->owner->mutex;
-    PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
+    lock_mutex(mutex);
     free_page(page, NULL);
-    PyMutex_Unlock(mutex);
+    unlock_mutex(mutex);
     errno = saved_errno;
 }

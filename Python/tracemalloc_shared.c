@@ -78,9 +78,8 @@ find_owner(unsigned int domain, uintptr_t ptr)
     lock_mutex(&directory->mutex);
     const tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
         &directory->table, domain, ptr);
-    interp_state *owner = entry == NULL ? NULL
-                          : (interp_state *)(uintptr_t)entry->size;
-    PyMutex_Unlock(&directory->mutex);
+    interp_state *owner = entry == NULL ? NULL : entry->owner;
+    unlock_mutex(&directory->mutex);
     return owner;
 }
 
@@ -95,11 +94,11 @@ _PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain,
     tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
         &directory->table, domain, ptr);
     if (entry != NULL) {
-        entry->size = (uintptr_t)tm;
+        entry->owner = tm;
     }
     else {
         tracemalloc_trace new_entry = {
-            .ptr = ptr, .size = (uintptr_t)tm, .domain = domain,
+            .ptr = ptr, .owner = tm, .domain = domain,
             .traceback = _PyTraceMalloc_UNKNOWN,
         };
         res = _PyTraceMalloc_TableAdd(&directory->table, &new_entry, must);
@@ -107,7 +106,7 @@ _PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain,
             change_group(domain, ptr, 1);
         }
     }
-    PyMutex_Unlock(&directory->mutex);
+    unlock_mutex(&directory->mutex);
     return res;
 }
 
@@ -120,11 +119,11 @@ _PyTraceMalloc_UnlistBlock(interp_state *tm, unsigned int domain,
     tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
         &directory->table, domain, ptr);
     // Another interpreter may have tracked the block since.
-    if (entry != NULL && entry->size == (uintptr_t)tm) {
+    if (entry != NULL && entry->owner == tm) {
         _PyTraceMalloc_TableRemove(&directory->table, entry);
         change_group(domain, ptr, (uint32_t)-1);
     }
-    PyMutex_Unlock(&directory->mutex);
+    unlock_mutex(&directory->mutex);
 }
 
 
@@ -157,18 +156,6 @@ _PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace,
     return res;
 }
 
-void
-_PyTraceMalloc_RemoveFromTable(interp_state *tm, tracemalloc_trace *trace)
-{
-    if (trace->listed) {
-        _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
-    }
-    _PyTraceMalloc_ChangeShared(-(int)trace->tracked);
-    _PyTraceMalloc_TableRemove(&tm->table, trace);
-}
-
-// Remove the trace of a block from the table of an interpreter that traces;
-// it is not uncounted.
 bool
 _PyTraceMalloc_FindAndRemove(const tracemalloc_caller *caller,
                              interp_state *tm, tracemalloc_removed *removed)
@@ -180,16 +167,19 @@ _PyTraceMalloc_FindAndRemove(const tracemalloc_caller *caller,
         removed->trace = *found;
         removed->owner = tm;
         removed->generation = tm->generation;
-        _PyTraceMalloc_RemoveFromTable(tm, found);
+        if (found->listed) {
+            _PyTraceMalloc_UnlistBlock(tm, found->domain, found->ptr);
+        }
+        _PyTraceMalloc_ChangeShared(-(int)found->tracked);
+        _PyTraceMalloc_TableRemove(&tm->table, found);
     }
     unlock_own(tm, locked);
     return found != NULL;
 }
 
-// The same for a listed trace, or only for one of another interpreter.
 bool
 _PyTraceMalloc_RemoveListed(const tracemalloc_caller *caller,
-                            bool others_only, tracemalloc_removed *removed)
+                            tracemalloc_removed *removed)
 {
     unsigned int domain = removed->trace.domain;
     uintptr_t ptr = removed->trace.ptr;
@@ -198,7 +188,7 @@ _PyTraceMalloc_RemoveListed(const tracemalloc_caller *caller,
     }
     interp_state *owner = find_owner(domain, ptr);
     if (owner == NULL || owner == caller->interp) {
-        return owner != NULL && !others_only
+        return owner != NULL
                && _PyTraceMalloc_FindAndRemove(caller, owner, removed);
     }
     // With this lock the owner cannot end; it may have ended before.

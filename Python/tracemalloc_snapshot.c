@@ -23,50 +23,56 @@ _PyTraceMalloc_OpenTraces(interp_state *tm)
         _Py_atomic_store_ptr_release(&RUNTIME->directory, directory);
     }
     int res = 0;
-    lock_mutex(&directory->mutex);
-    if (directory->table.used == 0) {
-        // It may still be of an allocator that is gone.
-        _PyTraceMalloc_TableFree(&directory->table);
+    if (is_idle()) {
+        lock_mutex(&directory->mutex);
         res = _PyTraceMalloc_TableInit(&directory->table, allocator);
+        unlock_mutex(&directory->mutex);
     }
-    PyMutex_Unlock(&directory->mutex);
-
     llist_init(&tm->threads);
-    tm->capture_memory = 0;
     llist_init(&tm->pages);
-    tm->page_memory = tm->page_budget = 0;
     tm->owns_pages = !shares_obmalloc(tm);
-    tm->intern = NULL;
     if (res < 0) {
         return -1;
     }
     return _PyTraceMalloc_TableInit(&tm->table, allocator);
 }
 
-void
-_PyTraceMalloc_DropTraces(interp_state *tm)
+// Add all traces to the counters and to the directory, or take them away.
+static void
+count_all(interp_state *tm, bool add)
 {
-    _PyTraceMalloc_LockInterp(tm, true);
-    tracemalloc_trace *trace = NULL;
+    const tracemalloc_trace *trace = NULL;
     while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
-        _PyTraceMalloc_ChangeSum(NULL, trace->size, false, true);
-        if (trace->listed) {
+        _PyTraceMalloc_ChangeSum(NULL, trace->size, add, true);
+        _PyTraceMalloc_ChangeShared(add ? trace->tracked
+                                        : -(int)trace->tracked);
+        if (trace->listed && add) {
+            (void)_PyTraceMalloc_ListBlock(tm, trace->domain, trace->ptr,
+                                           true);
+        }
+        else if (trace->listed) {
             _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
         }
-        _PyTraceMalloc_ChangeShared(-(int)trace->tracked);
     }
     struct llist_node *node;
     llist_for_each(node, &tm->pages) {
         size_t sum = _PyTraceMalloc_SumSlots(
             llist_data(node, tracemalloc_page, node));
-        _PyTraceMalloc_ChangeSum(NULL, sum, false, true);
+        _PyTraceMalloc_ChangeSum(NULL, sum, add, true);
     }
+}
+
+void
+_PyTraceMalloc_DropTraces(interp_state *tm)
+{
+    _PyTraceMalloc_LockInterp(tm, true);
+    count_all(tm, false);
     _PyTraceMalloc_TableFree(&tm->table);
     _PyTraceMalloc_FreePages(tm);
     // A query may still have a reference.
     _PyTraceMalloc_InternDecref(tm->intern);
     tm->intern = NULL;
-    PyMutex_Unlock(&tm->mutex);
+    unlock_mutex(&tm->mutex);
 }
 
 bool
@@ -92,11 +98,17 @@ _PyTraceMalloc_Find(PyInterpreterState *interp, unsigned int domain,
     return false;
 }
 
+// The caller is attached, so nobody is inside the credit with which a thread
+// could do without the mutex.
 size_t
-_PyTraceMalloc_TracesMemory(interp_state *tm)
+_PyTraceMalloc_GetMemory(void)
 {
+    interp_state *tm = &_PyInterpreterState_GET()->tracemalloc;
+    if (!tm->tracing) {
+        return 0;
+    }
     size_t nlisted = 0;
-    _PyTraceMalloc_LockInterp(tm, true);
+    lock_mutex(&tm->mutex);
     const tracemalloc_trace *trace = NULL;
     while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
         nlisted += trace->listed;
@@ -106,42 +118,37 @@ _PyTraceMalloc_TracesMemory(interp_state *tm)
                   + tm->capture_memory;
     const tracemalloc_table *entries = &RUNTIME->directory->table;
     lock_mutex(&RUNTIME->directory->mutex);
-    if (nlisted > 0 && entries->used > 0) {
-        // This interpreter's part of the directory.
-        size += (size_t)((double)_PyTraceMalloc_TableMemory(entries)
-                         * (double)nlisted / (double)entries->used);
-    }
-    PyMutex_Unlock(&RUNTIME->directory->mutex);
-    PyMutex_Unlock(&tm->mutex);
+    // This interpreter's part of the directory; also of one without entries.
+    int ntracing = _Py_atomic_load_int_relaxed(&RUNTIME->ntracing);
+    size += (size_t)((double)_PyTraceMalloc_TableMemory(entries)
+                     * (double)(nlisted + 1)
+                     / ((double)entries->used + ntracing));
+    unlock_mutex(&RUNTIME->directory->mutex);
+    unlock_mutex(&tm->mutex);
     return size;
+}
+
+void
+_PyTraceMalloc_CloseDirectory(void)
+{
+    tracemalloc_directory *directory = RUNTIME->directory;
+    if (directory != NULL) {
+        lock_mutex(&directory->mutex);
+        _PyTraceMalloc_TableFree(&directory->table);
+        unlock_mutex(&directory->mutex);
+    }
 }
 
 void
 _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
 {
-    tracemalloc_table *entries = &RUNTIME->directory->table;
-    tracemalloc_trace *entry = NULL;
     memset(RUNTIME->directory->groups, 0,
            sizeof(RUNTIME->directory->groups));
-    _PyTraceMalloc_TableFree(entries);
+    _PyTraceMalloc_TableFree(&RUNTIME->directory->table);
     RUNTIME->nshared = 0;
     _PyTraceMalloc_CountersAfterFork();
-    if (!tm->tracing) {
-        return;
-    }
-    while ((entry = _PyTraceMalloc_TableNext(&tm->table, entry)) != NULL) {
-        _PyTraceMalloc_ChangeSum(NULL, entry->size, true, true);
-        _PyTraceMalloc_ChangeShared(entry->tracked);
-        if (entry->listed) {
-            (void)_PyTraceMalloc_ListBlock(tm, entry->domain, entry->ptr,
-                                           true);
-        }
-    }
-    struct llist_node *node;
-    llist_for_each(node, &tm->pages) {
-        size_t sum = _PyTraceMalloc_SumSlots(
-            llist_data(node, tracemalloc_page, node));
-        _PyTraceMalloc_ChangeSum(NULL, sum, true, true);
+    if (tm->tracing) {
+        count_all(tm, true);
     }
 }
 
@@ -218,22 +225,31 @@ _PyTraceMalloc_CopyTraces(PyInterpreterState *interp,
             snapshot->traces[snapshot->ntraces++] = *trace;
         }
     }
-    PyMutex_Unlock(&tm->mutex);
+    unlock_mutex(&tm->mutex);
     return res;
 }
 
+// See GetMemory() for the lock.
 int
-_PyTraceMalloc_CopyTrace(PyInterpreterState *interp, unsigned int domain,
-                         uintptr_t ptr, tracemalloc_snapshot *snapshot)
+_PyTraceMalloc_SnapshotBlock(unsigned int domain, uintptr_t ptr,
+                             tracemalloc_snapshot *snapshot)
 {
+    PyInterpreterState *interp = _PyInterpreterState_GET();
     interp_state *tm = &interp->tracemalloc;
-    _PyTraceMalloc_LockInterp(tm, true);
+    *snapshot = (tracemalloc_snapshot){0};
+    if (!tm->tracing) {
+        return 0;
+    }
+    lock_mutex(&tm->mutex);
     int res = open_snapshot(tm, 1, snapshot);
     if (res == 0) {
         snapshot->ntraces = _PyTraceMalloc_Find(interp, domain, ptr,
                                                 snapshot->traces);
     }
-    PyMutex_Unlock(&tm->mutex);
+    unlock_mutex(&tm->mutex);
+    if (res < 0) {
+        PyErr_NoMemory();
+    }
     return res;
 }
 

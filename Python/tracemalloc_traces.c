@@ -13,8 +13,9 @@
 // the GIL and is inside its open credit need not lock.  All others hold the
 // runtime's mutex, close that credit and lock.
 //
-// A trace is counted before it is stored, and uncounted after it was removed.
-// So the sum is never less than what the traces add up to.
+// A trace is counted before it is stored, and uncounted after it was removed;
+// inside the credit, where nobody can look, the order does not matter.  So the
+// sum is never less than what the traces add up to.
 
 #include "Python.h"
 #include "pycore_object.h"        // _PyType_PreHeaderSize()
@@ -56,8 +57,8 @@ drop_from_slot(const tracemalloc_caller *caller, tracemalloc_page *page,
 // The slot for a block that the calling thread has just got, of its own
 // interpreter; NULL if the trace is to go to the hash table.
 static tracemalloc_slot *
-own_slot(interp_state *tm, tracemalloc_page **link, uintptr_t ptr,
-         size_t size)
+make_slot(interp_state *tm, tracemalloc_page **link, uintptr_t ptr,
+          size_t size)
 {
     if (link == NULL || !tm->owns_pages || size > UINT32_MAX) {
         return NULL;
@@ -66,7 +67,7 @@ own_slot(interp_state *tm, tracemalloc_page **link, uintptr_t ptr,
     if (!_PyTraceMalloc_HasSlots(page)) {
         lock_mutex(&tm->mutex);
         page = _PyTraceMalloc_MakePage(as_interp(tm), link, ptr);
-        PyMutex_Unlock(&tm->mutex);
+        unlock_mutex(&tm->mutex);
     }
     return _PyTraceMalloc_OwnSlot(as_interp(tm), page, ptr);
 }
@@ -132,13 +133,13 @@ add_to_own_table(const tracemalloc_caller *caller,
     return Py_MIN(res, 0);
 }
 
-// Another interpreter may have the trace of a block that is the caller's now.
+// The block may have been tracked before, by whichever interpreter.
 static void
-drop_others(const tracemalloc_caller *caller, unsigned int domain,
+drop_listed(const tracemalloc_caller *caller, unsigned int domain,
             uintptr_t ptr)
 {
     tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
-    if (_PyTraceMalloc_RemoveListed(caller, true, &old)) {
+    if (_PyTraceMalloc_RemoveListed(caller, &old)) {
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
     }
 }
@@ -153,16 +154,9 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
 
     drop_from_slot(&caller, _PyTraceMalloc_LoadPage(link), ptr);
-    drop_others(&caller, 0, ptr);
-    tracemalloc_slot *slot = own_slot(tm, link, ptr, size);
+    drop_listed(&caller, 0, ptr);
+    tracemalloc_slot *slot = make_slot(tm, link, ptr, size);
     if (slot != NULL) {
-        if (may_be_listed(0, ptr)) {
-            // It was tracked before.
-            tracemalloc_removed old = {.trace = {.ptr = ptr}};
-            if (_PyTraceMalloc_FindAndRemove(&caller, tm, &old)) {
-                _PyTraceMalloc_CountRemove(&caller, old.trace.size);
-            }
-        }
         _PyTraceMalloc_CountAdd(&caller, size);
         slot->size = (uint32_t)size;
         slot->traceback = traceback;
@@ -279,7 +273,7 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
 static bool
 remove_anywhere(const tracemalloc_caller *caller, tracemalloc_removed *removed)
 {
-    bool found = _PyTraceMalloc_RemoveListed(caller, false, removed);
+    bool found = _PyTraceMalloc_RemoveListed(caller, removed);
     if (found || removed->trace.domain != 0) {
         return found;
     }
@@ -326,7 +320,7 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
     };
     tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
     bool found = trace.tracked ? remove_anywhere(caller, &old)
-                 : _PyTraceMalloc_RemoveListed(caller, true, &old);
+                 : _PyTraceMalloc_RemoveListed(caller, &old);
     if (found) {
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
     }
@@ -359,7 +353,7 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table,
         found = _PyTraceMalloc_FindAndRemove(caller, main, removed);
     }
     if (!found) {
-        (void)_PyTraceMalloc_RemoveListed(caller, false, removed);
+        (void)_PyTraceMalloc_RemoveListed(caller, removed);
     }
 }
 
@@ -553,7 +547,8 @@ _PyTraceMalloc_ObjectCreated(PyThreadState *tstate, PyObject *op)
         slot->traceback = traceback != _PyTraceMalloc_NO_TRACEBACK
                           ? traceback : capture(tstate, slot->traceback);
     }
-    // If its page has neither slots nor a mark, tracing began after it.
+    // A page with neither slots nor a mark has no traces: the block is older
+    // than tracing.
     else if (link == NULL || page != NULL
              || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0)
     {

@@ -106,14 +106,18 @@ struct _tracemalloc_runtime_state {
     struct llist_node tracing;
     // The last number given out as a generation or as an epoch.
     uint64_t last_number;
+    // The thread that is inside fork(), or 0; relaxed.
+    uintptr_t forking;
     // Changes when hooks were installed or removed.  Atomic.
     uint32_t hooks_version;
-    // Number of levels that have hooks, by domain.
-    int nlevels[_PyTraceMalloc_NUM_DOMAINS];
+    // Number of levels that have hooks, and that ever had some, by domain.
+    uint8_t nlevels[_PyTraceMalloc_NUM_DOMAINS];
+    uint8_t nused[_PyTraceMalloc_NUM_DOMAINS];
     // May other thread states than the finalizing thread's be gone?
     bool tstates_gone;
     // Does the system make other processors see a write?
     bool has_barrier;
+
 
     // All that follows is written by all threads.
     char padding[16];
@@ -121,7 +125,11 @@ struct _tracemalloc_runtime_state {
     tracemalloc_counters counters;
 };
 
-#define _tracemalloc_runtime_state_INIT {.ntracing = 0}
+#define _tracemalloc_runtime_state_INIT(state) \
+    { \
+        .tracing = LLIST_INIT(state.tracing), \
+        .counters = {.open = LLIST_INIT(state.counters.open)}, \
+    }
 
 
 /* --- State of an interpreter -------------------------------------------- */
@@ -147,7 +155,8 @@ struct _tracemalloc_interp_state {
     size_t page_memory;           // bytes
     // Bytes that may be spent on slots of pages with few traces.
     size_t page_budget;
-    // NULL until there is a traceback, after start() and clear_traces().
+    // Made for the first traceback; NULL before that, and after
+    // clear_traces().
     tracemalloc_intern *intern;
     Py_ssize_t capture_memory;    // bytes that the threads hold; atomic
 
@@ -188,15 +197,15 @@ typedef struct {
 struct _tracemalloc_thread_state {
     // Are calls of this thread not to be traced?
     bool reentrant;
-    // Which domains have hooks that such a call has reached?  `1 << domain`.
+    // Domains whose hooks such a call has reached: bits `1 << domain`.
     uint8_t reached;
     // The block that the outermost hook is freeing or reallocating, or 0; the
     // traceback that it had, and in which interpreter.
     uintptr_t freed_block;
     uint32_t freed_traceback;
     struct _tracemalloc_interp_state *freed_owner;
-    // The block of the last trace, until an object is created in it, and the
-    // traceback of that trace.
+    // The block of the last trace, and its traceback; the block is 0 again
+    // once an object was created, a block freed, or a traceback captured.
     uintptr_t last_block;
     uint32_t last_traceback;
     // The last captures, by instruction; void unless `epoch` is the
@@ -260,9 +269,10 @@ extern int _PyTraceMalloc_AddBlock(
     PyThreadState *tstate, uintptr_t ptr, size_t size,
     tracemalloc_block_origin origin);
 
-// Remove the trace of a block of the "mem" or "object" domain, before the
-// block is freed; or before it is reallocated, then its size remains counted.
+// Remove and uncount the trace of a block of the "mem" or "object" domain that
+// is about to be freed.
 extern void _PyTraceMalloc_FreeBlock(PyThreadState *tstate, uintptr_t ptr);
+// Remove that of one that is about to be reallocated; it remains counted.
 extern void _PyTraceMalloc_RemoveBlock(
     PyThreadState *tstate, tracemalloc_removed *removed);
 
@@ -274,9 +284,8 @@ extern int _PyTraceMalloc_Add(
 extern void _PyTraceMalloc_Remove(
     const tracemalloc_caller *caller, tracemalloc_removed *removed);
 
-// A block was not reallocated, whose trace was removed and is still counted:
-// put the trace back.  Needs no memory; if there is no place the trace is lost
-// and uncounted.
+// realloc() failed: put the removed trace back, which is still counted.  Needs
+// no memory; if there is no place the trace is lost and uncounted.
 extern void _PyTraceMalloc_PutBack(
     const tracemalloc_caller *caller, const tracemalloc_removed *removed);
 
@@ -289,13 +298,9 @@ extern void _PyTraceMalloc_RemoveAnywhere(
 // whose interpreter traces.
 extern void _PyTraceMalloc_ObjectCreated(PyThreadState *tstate, PyObject *op);
 
-// Copy all traces, or that of one block (ntraces is 0 if it has none).  -1 if
-// there is no memory.
+// Copy all traces.  -1 if there is no memory.
 extern int _PyTraceMalloc_CopyTraces(
     PyInterpreterState *interp, tracemalloc_snapshot *snapshot);
-extern int _PyTraceMalloc_CopyTrace(
-    PyInterpreterState *interp, unsigned int domain, uintptr_t ptr,
-    tracemalloc_snapshot *snapshot);
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceMalloc_FreeSnapshot(tracemalloc_snapshot *snapshot);
 
@@ -320,7 +325,8 @@ extern void _PyTraceMalloc_ClearTraces(void);
 // Bytes of memory used to keep this interpreter's traces.
 extern size_t _PyTraceMalloc_GetMemory(void);
 
-// Copy all traces, or that of one block.  -1 with MemoryError set.
+// Copy all traces, or that of one block: `ntraces` is 0 if it has none.  -1
+// with MemoryError set.
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(int) _PyTraceMalloc_Snapshot(tracemalloc_snapshot *snapshot);
 // Export for '_testinternalcapi' shared extension.
@@ -349,23 +355,21 @@ extern void _PyTraceMalloc_FramesChanged(PyInterpreterState *interp);
 // A thread state is being deleted.  Called before its heaps are abandoned.
 extern void _PyTraceMalloc_ThreadEnds(PyThreadState *tstate);
 
-// Py_Initialize() is called once more.  The runtime's mutex is held.
-extern void _PyTraceMalloc_InitRuntime(void);
-
 // Py_FinalizeEx() is about to delete the thread states of other threads,
 // which may be running C code: wait until none of them is looking at its own
 // in a hook, and let none of them do so any more.
 extern void _PyTraceMalloc_ForgetThreadStates(void);
 
 #ifdef HAVE_FORK
-// Hold all locks over fork().  Nothing may be allocated meanwhile, so the
-// first of these comes last before fork() and the others first after it.
+// Hold the locks of tracemalloc over fork().  Nothing may be allocated
+// meanwhile but by this thread, so the first of these comes last before fork()
+// and the others first after it.
 extern void _PyTraceMalloc_BeforeFork(void);
 extern void _PyTraceMalloc_AfterFork_Parent(void);
 extern void _PyTraceMalloc_AfterFork_Child(void);
 #endif
 
-// Write where a block was allocated to a file descriptor, or how to find out.
+// Write to a file descriptor where a block was allocated, or how to find out.
 // For fatal errors: it gives up rather than wait for a lock for long.
 extern void _PyMem_DumpTraceback(int fd, const void *ptr);
 

@@ -28,7 +28,11 @@ extern "C" {
 // A trace in a hash table, or a copy of one.
 typedef struct {
     uintptr_t ptr;
-    size_t size;                  // bytes
+    union {
+        size_t size;              // bytes
+        // In the directory: the interpreter that has the trace.
+        struct _tracemalloc_interp_state *owner;
+    };
     unsigned int domain;
     unsigned int traceback : 30;  // an id
     // Is the trace in the directory, so that any thread can find it?
@@ -55,7 +59,7 @@ typedef struct _tracemalloc_page {
     uintptr_t start;
     // 2**31 / the size of a block in units of _PyTraceMalloc_UNIT, rounded up.
     uint32_t reciprocal;
-    uint32_t block_size;          // bytes
+    uint32_t block_size;          // bytes; both are 0 if there is one block
     uint32_t nslots;
     // May blocks of this page have traces in the hash table?  Atomic.
     int tabled;
@@ -120,7 +124,6 @@ _PyTraceMalloc_HashBlock(unsigned int domain, uintptr_t ptr)
 // Guarded by `mutex` unless noted.
 typedef struct {
     PyMutex mutex;
-    // The `size` of an entry is the address of the owner.
     tracemalloc_table table;
     // Number of entries whose blocks have this hash.  Read without the mutex:
     // who frees a block got its address after the block was counted here.
@@ -142,13 +145,13 @@ typedef struct {
     // May the owner use it, and how?  One of those above; atomic, written
     // under the runtime's mutex.
     int open;
-    // Bytes that may be added without asking, and from where on some are to be
-    // given back; `limit` is 0 if nothing may be freed without asking, while
-    // the sum is growing.  `lowest` is the least that was available so far
-    // when something was freed.  Written by the owner while `inside`, or under
-    // the runtime's mutex while not `open`.
+    // What follows is written by the owner while `inside`, or under the
+    // runtime's mutex while not `open`.  Bytes that may still be added.
     int64_t available;
+    // What is freed becomes available, up to this; what is beyond it gives the
+    // credit back.  0 while the sum is growing: nothing may be freed.
     int64_t limit;
+    // The least that was available when something was freed.
     int64_t lowest;
     // What follows is guarded by the runtime's mutex.  Operations until a
     // credit that others closed is opened again.
@@ -179,8 +182,7 @@ extern void _PyTraceMalloc_ChangeSum(
 
 // With the runtime's mutex held.
 extern void _PyTraceMalloc_CountersInit(void);
-extern void _PyTraceMalloc_CountersGet(size_t *sum, size_t *peak);
-extern void _PyTraceMalloc_CountersBeforeFork(void);
+extern void _PyTraceMalloc_CloseCredits(void);
 extern void _PyTraceMalloc_CountersAfterFork(void);
 extern void _PyTraceMalloc_ResetCounterPeak(void);
 

@@ -26,7 +26,7 @@ extern "C" {
 #include "pycore_tracemalloc.h"   // tracemalloc_page
 
 // Blocks of both allocators have sizes that are multiples of this.
-#define _PyTraceMalloc_UNIT 8
+#define _PyTraceMalloc_UNIT SIZEOF_VOID_P
 
 // Where the page of a block points to its slots; NULL if the block is in no
 // page of the interpreter.

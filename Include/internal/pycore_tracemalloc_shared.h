@@ -56,10 +56,29 @@ as_interp(interp_state *tm)
     return _Py_CONTAINER_OF(tm, PyInterpreterState, tracemalloc);
 }
 
+// Is the calling thread inside fork()?  Then it has all locks, and may run
+// Python code all the same: in handlers of pthread_atfork().
+static inline bool
+is_forking(void)
+{
+    uintptr_t ident = _Py_atomic_load_uintptr_relaxed(&RUNTIME->forking);
+    return ident != 0 && ident == (uintptr_t)PyThread_get_thread_ident();
+}
+
 static inline void
 lock_mutex(PyMutex *mutex)
 {
-    PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
+    if (!is_forking()) {
+        PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
+    }
+}
+
+static inline void
+unlock_mutex(PyMutex *mutex)
+{
+    if (!is_forking()) {
+        PyMutex_Unlock(mutex);
+    }
 }
 
 // The runtime's mutex, which a caller that is not attached holds already.
@@ -75,7 +94,7 @@ static inline void
 unlock_runtime(const tracemalloc_caller *caller)
 {
     if (caller->attached) {
-        PyMutex_Unlock(&RUNTIME->mutex);
+        unlock_mutex(&RUNTIME->mutex);
     }
 }
 
@@ -128,7 +147,7 @@ static inline void
 unlock_own(interp_state *tm, bool locked)
 {
     if (locked) {
-        PyMutex_Unlock(&tm->mutex);
+        unlock_mutex(&tm->mutex);
     }
 #if WITH_GIL
     else {
@@ -195,18 +214,15 @@ extern void _PyTraceMalloc_UnlistBlock(
 // there; nothing has changed then.
 extern int _PyTraceMalloc_AddToTable(
     interp_state *tm, const tracemalloc_trace *trace, bool must);
-extern void _PyTraceMalloc_RemoveFromTable(
-    interp_state *tm, tracemalloc_trace *trace);
 
-// Remove the trace of a block from the table of an interpreter that traces; or
-// a listed one, perhaps only that of another interpreter.  It is not
-// uncounted.
+// Remove the trace of a block from the table of an interpreter that traces; it
+// is not uncounted.
 extern bool _PyTraceMalloc_FindAndRemove(
     const tracemalloc_caller *caller, interp_state *tm,
     tracemalloc_removed *removed);
+// The same for a listed trace, of whichever interpreter has it.
 extern bool _PyTraceMalloc_RemoveListed(
-    const tracemalloc_caller *caller, bool others_only,
-    tracemalloc_removed *removed);
+    const tracemalloc_caller *caller, tracemalloc_removed *removed);
 
 
 /* --- All traces of an interpreter --------------------------------------- */
@@ -222,9 +238,12 @@ extern bool _PyTraceMalloc_Find(
 extern int _PyTraceMalloc_OpenTraces(interp_state *tm);
 extern void _PyTraceMalloc_DropTraces(interp_state *tm);
 
+// With the runtime's mutex held: no interpreter traces any more, so the
+// directory has no entries.  Free its memory while its allocator is there.
+extern void _PyTraceMalloc_CloseDirectory(void);
+
 // Another reason, or one less, why a trace may not be in its slot.
 extern void _PyTraceMalloc_ChangeShared(int change);
-extern size_t _PyTraceMalloc_TracesMemory(interp_state *tm);
 
 // In the child of fork(): no interpreter but this one traces any more, and no
 // other thread is left.
@@ -232,6 +251,17 @@ extern void _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm);
 
 
 /* --- Capture ------------------------------------------------------------ */
+
+// Of an address and a number, less than `size`.  Multiplicative: the high bits
+// are good.
+static inline size_t
+hash_key(const void *ptr, uint64_t number, size_t size)
+{
+    uint64_t hash = (((uint64_t)(uintptr_t)ptr >> 1)
+                     + number * UINT64_C(0xC2B2AE3D27D4EB4F))
+                    * UINT64_C(0x9E3779B97F4A7C15);
+    return (size_t)((hash >> 32) * size >> 32);
+}
 
 // Where a thread remembers a capture at this instruction.
 static inline tracemalloc_site *

@@ -72,6 +72,64 @@ class ForkTests(ForkBase):
             child()
             """)
 
+    def test_child_frees_objects_of_others(self):
+        # Those are in no sum of the child.
+        self.run_fork("""
+            tracemalloc.start()
+            interp = _interpreters.create('legacy')
+            reader, writer = os.pipe()
+            run(interp, f'''if 1:
+                import os
+                import _testinternalcapi as capi
+                import _tracemalloc as tracemalloc
+                tracemalloc.start()
+                for size in 50, 500, 5000, 1 << 20:
+                    addr = capi.tracemalloc_leak(bytes(size))
+                    os.write({writer}, b'%d ' % addr)
+                ''')
+            addrs = [int(addr) for addr in os.read(reader, 999).split()]
+            def child():
+                for addr in addrs:
+                    capi.tracemalloc_unleak(addr)
+                    check_sums()
+            in_child(child)
+            check_sums(interp)
+            """)
+
+    def test_handlers_of_the_c_library(self):
+        # Such as gRPC's, which are in Python.  They run inside fork().
+        self.run_fork("""
+            tracemalloc.start()
+            kept = [bytearray(600 + n % 10) for n in range(300)]
+            def handler():
+                del kept[-10:]
+                kept.append([bytearray(n * 7) for n in range(100)])
+                called.append(capi.tracemalloc_raw_malloc(70))
+            called = []
+            capi.tracemalloc_call_at_fork(handler)
+            def child():
+                assert len(called) % 2 == 0, len(called)
+                check_sums()
+                kept.clear()
+                check_sums()
+            for _ in range(3):
+                in_child(child)
+                check_sums()
+            child()
+            assert len(called) == 6
+            """)
+
+    def test_child_has_the_keys_of_others(self):
+        self.run_fork("""
+            interp = _interpreters.create('isolated')
+            keys = capi.tracemalloc_take_keys(1)
+            run(interp, 'import _tracemalloc as t; t.start()')
+            def child():
+                tracemalloc.start()
+                check_sums()
+            in_child(child)
+            """)
+
     def test_child_without_other_interpreters(self):
         self.run_fork("""
             interps = []

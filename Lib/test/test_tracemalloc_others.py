@@ -227,6 +227,16 @@ class OtherAllocatorTests(ScriptBase):
                 check(1)
             """)
 
+    def test_put_on_top_of_hooks_and_caching(self):
+        # The hooks were taken out, and are in again below the cache.
+        self.check("""
+            hooks = get('raw')
+            tracemalloc.stop()
+            set('raw', hooks)
+            capi.tracemalloc_set_caching()
+            tracemalloc.start()
+            """)
+
     def test_put_on_top(self):
         self.check("""
             set_on_top('raw', get('raw'))
@@ -520,7 +530,7 @@ class FilterTests(ScriptBase):
                         '''
                     exec(source)
                     run(interp, source)
-                    if not capi.tracemalloc_forbid_membarrier():
+                    if not capi.tracemalloc_forbid_membarrier(False):
                         print('not possible')
                         sys.exit()
                     exec(source)
@@ -536,6 +546,28 @@ class FilterTests(ScriptBase):
                     """)
                 if stdout:
                     self.skipTest('no filter for system calls')
+
+    def test_single_thread(self):
+        # It has no other processor to tell, and makes no such call.
+        stdout, _ = self.run_script("""
+            tracemalloc.start()
+            kept = [bytearray(600) for _ in range(5000)]
+            if not capi.tracemalloc_forbid_membarrier(True):
+                print('not possible')
+                sys.exit()
+            kept += [bytearray(60) for _ in range(5000)]
+            del kept[::2]
+            check_sums()
+            tracemalloc.reset_peak()
+            tracemalloc.clear_traces()
+            tracemalloc.get_tracemalloc_memory()
+            tracemalloc._get_object_traceback(kept)
+            kept += [bytearray(600) for _ in range(5000)]
+            check_sums()
+            tracemalloc.stop()
+            """)
+        if stdout:
+            self.skipTest('no filter for system calls')
 
 
 if __name__ == '__main__':

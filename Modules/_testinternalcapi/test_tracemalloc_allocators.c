@@ -24,6 +24,9 @@
 #if defined(SYS_membarrier) && defined(SECCOMP_RET_ERRNO)
 #  define CAN_FORBID_MEMBARRIER
 #endif
+#ifdef HAVE_FORK
+#  include <pthread.h>            // pthread_atfork()
+#endif
 
 
 /* --- Get, set, put one on top ------------------------------------------- */
@@ -475,19 +478,22 @@ tracemalloc_free_and_errno(PyObject *self, PyObject *args)
 /* --- A system call that is refused -------------------------------------- */
 
 PyDoc_STRVAR(forbid_membarrier_doc,
-"tracemalloc_forbid_membarrier()\n"
+"tracemalloc_forbid_membarrier(kill)\n"
 "--\n\n"
-"Let all calls of membarrier() in this process fail from now on.\n\n"
+"Let all calls of membarrier() in this process fail from now on, or kill the\n"
+"process.\n\n"
 "Return False if that is not possible here.");
 
 static PyObject *
-tracemalloc_forbid_membarrier(PyObject *self, PyObject *Py_UNUSED(args))
+tracemalloc_forbid_membarrier(PyObject *self, PyObject *kill)
 {
 #ifdef CAN_FORBID_MEMBARRIER
+    unsigned int action = Py_IsTrue(kill) ? SECCOMP_RET_KILL_PROCESS
+                                          : SECCOMP_RET_ERRNO | EPERM;
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, action),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {
@@ -501,6 +507,43 @@ tracemalloc_forbid_membarrier(PyObject *self, PyObject *Py_UNUSED(args))
     }
 #endif
     Py_RETURN_FALSE;
+}
+
+
+/* --- Python code inside fork() ------------------------------------------ */
+
+#ifdef HAVE_FORK
+static PyObject *at_fork;
+
+static void
+call_at_fork(void)
+{
+    PyGILState_STATE state = PyGILState_Ensure();
+    PyObject *result = PyObject_CallNoArgs(at_fork);
+    if (result == NULL) {
+        PyErr_WriteUnraisable(at_fork);
+    }
+    Py_XDECREF(result);
+    PyGILState_Release(state);
+}
+#endif
+
+PyDoc_STRVAR(call_at_fork_doc,
+"tracemalloc_call_at_fork(func)\n"
+"--\n\n"
+"Let the C library call a function just before and just after each fork(), in\n"
+"the parent and in the child.");
+
+static PyObject *
+tracemalloc_call_at_fork(PyObject *self, PyObject *func)
+{
+#ifdef HAVE_FORK
+    at_fork = Py_NewRef(func);
+    if (pthread_atfork(call_at_fork, call_at_fork, call_at_fork) != 0) {
+        return PyErr_NoMemory();
+    }
+#endif
+    Py_RETURN_NONE;
 }
 
 
@@ -524,7 +567,9 @@ static PyMethodDef test_methods[] = {
     {"tracemalloc_free_and_errno", tracemalloc_free_and_errno, METH_VARARGS,
      free_and_errno_doc},
     {"tracemalloc_forbid_membarrier", tracemalloc_forbid_membarrier,
-     METH_NOARGS, forbid_membarrier_doc},
+     METH_O, forbid_membarrier_doc},
+    {"tracemalloc_call_at_fork", tracemalloc_call_at_fork, METH_O,
+     call_at_fork_doc},
     {NULL},
 };
 
