@@ -119,6 +119,16 @@ class ForkTests(ForkBase):
             assert len(called) == 6
             """)
 
+    def test_grandchild(self):
+        # After a fork the locks are taken as before.
+        self.run_fork("""
+            tracemalloc.start()
+            def child():
+                in_child(check_sums)
+                check_sums()
+            in_child(child)
+            """)
+
     def test_child_has_the_keys_of_others(self):
         self.run_fork("""
             interp = _interpreters.create('isolated')
