@@ -155,8 +155,11 @@ _PyTraceMalloc_Intern(tracemalloc_intern *intern, tracemalloc_item *item,
                       uint32_t *id)
 {
     size_t size = item_size(item);
-    item->hash = (uint32_t)_Py_HashBytes(&item->length,
-                                         (Py_ssize_t)(size - HASHED));
+    uint64_t hash = (Py_uhash_t)_Py_HashBytes(&item->length,
+                                              (Py_ssize_t)(size - HASHED));
+    // With FNV, the high bytes of a word have no effect on low bits.
+    hash = (hash ^ hash >> 32) * UINT64_C(0x9E3779B97F4A7C15);
+    item->hash = (uint32_t)(hash >> 32);
     *id = *find_slot(intern, item);
     if (*id == 0 && reserve_id(intern) == 0) {
         *id = ++intern->last_id;
