@@ -157,7 +157,8 @@ class TrackedTests(TestBase):
         self.check_tracked(
             None, lambda addr: capi.tracemalloc_track(0, addr, MARK))
 
-    @unittest.skipIf(support.Py_GIL_DISABLED,
+    @unittest.skipIf(support.Py_GIL_DISABLED
+                     or support.check_sanitizer(address=True),
                      'a block is not given out again at once')
     def test_reused(self):
         # Tracked where no block is; then there is one.
