@@ -3,9 +3,10 @@
 Each step leaves build/proof/STEP.json with the source it is of, without
 documents and those tests of the series that it does not run, and a key of what
 the step does.  A step is not done again while both are the present ones.  The
-table also shows results of an older source, and says so.  A failure that a step's baseline has too, as a rule stock, or which
-scripts/proof-explained.txt explains, is in order.  Several runs may be at work
-at the same time: none begins a step that another one is at.
+table also shows results of an older source, and says so.  A failure that a
+step's baseline has too, as a rule stock, or which scripts/proof-explained.txt
+explains, is in order.  Several runs may be at work at the same time: none
+begins a step that another one is at.
 
 'summary' also writes the results to scripts/proof-results.json, for the whole
 takes longer than a machine may last.  Those are shown in the table where
