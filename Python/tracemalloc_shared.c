@@ -8,22 +8,17 @@
 
 /* --- Locking the hash table --------------------------------------------- */
 
-void
-_PyTraceMalloc_LockInterp(interp_state *tm, bool own)
-{
-#if WITH_GIL
-    _PyTraceMalloc_CloseCredit(&tm->credit, own);
-#endif
-    lock_mutex(&tm->mutex);
-}
-
 bool
 _PyTraceMalloc_LockTable(const tracemalloc_caller *caller, interp_state *tm)
 {
     if (caller->attached && has_same_gil(caller->interp, tm)) {
         return lock_own(tm);
     }
-    _PyTraceMalloc_LockInterp(tm, false);
+#if WITH_GIL
+    // A thread could do without the mutex as long as it has credit.
+    _PyTraceMalloc_CloseCredit(&tm->credit, false);
+#endif
+    lock_mutex(&tm->mutex);
     return true;
 }
 

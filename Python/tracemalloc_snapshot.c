@@ -65,7 +65,10 @@ count_all(interp_state *tm, bool add)
 void
 _PyTraceMalloc_DropTraces(interp_state *tm)
 {
-    _PyTraceMalloc_LockInterp(tm, true);
+#if WITH_GIL
+    _PyTraceMalloc_CloseCredit(&tm->credit, true);
+#endif
+    lock_mutex(&tm->mutex);
     count_all(tm, false);
     _PyTraceMalloc_TableFree(&tm->table);
     _PyTraceMalloc_FreePages(tm);
@@ -208,12 +211,13 @@ open_snapshot(interp_state *tm, size_t ntraces, tracemalloc_snapshot *snapshot)
     return 0;
 }
 
+// See GetMemory() for the lock.
 int
 _PyTraceMalloc_CopyTraces(PyInterpreterState *interp,
                           tracemalloc_snapshot *snapshot)
 {
     interp_state *tm = &interp->tracemalloc;
-    _PyTraceMalloc_LockInterp(tm, true);
+    lock_mutex(&tm->mutex);
     int res = open_snapshot(tm, count_traces(tm), snapshot);
     if (res == 0) {
         struct llist_node *node;

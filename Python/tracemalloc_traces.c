@@ -135,10 +135,9 @@ add_to_own_table(const tracemalloc_caller *caller,
 
 // The block may have been tracked before, by whichever interpreter.
 static void
-drop_listed(const tracemalloc_caller *caller, unsigned int domain,
-            uintptr_t ptr)
+drop_listed(const tracemalloc_caller *caller, uintptr_t ptr)
 {
-    tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
+    tracemalloc_removed old = {.trace = {.ptr = ptr}};
     if (_PyTraceMalloc_RemoveListed(caller, &old)) {
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
     }
@@ -154,7 +153,7 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
 
     drop_from_slot(&caller, _PyTraceMalloc_LoadPage(link), ptr);
-    drop_listed(&caller, 0, ptr);
+    drop_listed(&caller, ptr);
     tracemalloc_slot *slot = make_slot(tm, link, ptr, size);
     if (slot != NULL) {
         _PyTraceMalloc_CountAdd(&caller, size);

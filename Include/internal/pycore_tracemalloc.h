@@ -118,7 +118,6 @@ struct _tracemalloc_runtime_state {
     // Does the system make other processors see a write?
     bool has_barrier;
 
-
     // All that follows is written by all threads.
     char padding[16];
     PyMutex mutex;

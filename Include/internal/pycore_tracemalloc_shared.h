@@ -187,11 +187,6 @@ may_be_listed(unsigned int domain, uintptr_t ptr)
 
 /* --- The hash table, counting, the directory --------------------------- */
 
-// Lock the mutex of an interpreter, and close the credit with which a thread
-// could do without the mutex.  `own`: the caller holds the interpreter's GIL,
-// or it has no threads.  With the runtime's mutex held.
-extern void _PyTraceMalloc_LockInterp(interp_state *tm, bool own);
-
 // Lock the hash table of an interpreter, with the runtime's mutex held unless
 // the caller has its GIL.  Returns what unlock_own() needs.
 extern bool _PyTraceMalloc_LockTable(
