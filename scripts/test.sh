@@ -38,7 +38,7 @@ config_options "$CONFIG"
 unset "${!PYTHON@}" FORCE_COLOR
 
 python=$BUILD/$CONFIG/python
-out=$BUILD/test/$CONFIG
+out=$BUILD/test/$CONFIG${RACES:+-$RACES}
 [ -x "$python" ] || die "build/$CONFIG/python is not there; run 'make build CONFIG=$CONFIG' first."
 rm -rf "$out"
 mkdir -p "$out"
@@ -107,7 +107,7 @@ run() {
     step_done "$p passed, $f failed, $s skipped${others:+, $others data races in CPython itself}"
     sed -n 's/^failed: /      failed: /p' "$out/$label.sum"
     if [ "$f" != 0 ]; then
-        printf '      last lines of build/test/%s/%s.log:\n' "$CONFIG" "$label"
+        printf '      last lines of %s/%s.log:\n' "${out#"$ROOT"/}" "$label"
         tail -n 20 "$out/$label.log" | sed 's/^/      | /'
     fi
     passed=$((passed + p))

@@ -273,8 +273,8 @@ class OtherAllocatorTests(ScriptBase):
             """)
 
 
-@unittest.skipIf(support.Py_GIL_DISABLED,
-                 'memory is not used for others at once')
+@unittest.skipUnless(support.with_pymalloc(),
+                     'memory is not used for others at once')
 class FreedWithoutHooksTests(ScriptBase):
 
     def test_small_objects(self):
