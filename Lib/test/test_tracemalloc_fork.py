@@ -207,6 +207,23 @@ class ForkTests(ForkBase):
             in_child(child)
             """)
 
+    def test_sum_in_child_without_huge_sizes(self):
+        # What makes the sum pass 2**64 goes with its interpreter.
+        self.run_fork("""
+            tracemalloc.start()
+            interp = _interpreters.create('isolated')
+            run(interp, '''if 1:
+                import sys
+                import _testinternalcapi as capi
+                import _tracemalloc as tracemalloc
+                tracemalloc.start()
+                for addr in 8, 16, 24:
+                    capi.tracemalloc_track(1, addr, sys.maxsize)
+                ''')
+            in_child(check_sums)
+            assert tracemalloc.get_traced_memory()[0] == sys.maxsize
+            """)
+
     @unittest.skipIf(support.HAVE_ASAN_FORK_BUG, ASAN_FORK_BUG)
     def test_child_exits(self):
         # The child finalizes Python, its parent's other threads are gone.
