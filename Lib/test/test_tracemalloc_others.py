@@ -90,6 +90,16 @@ class TrackTests(ScriptBase):
             assert sorted(domains) == list(range(1, 11)), domains
             """)
 
+    def test_object_in_another_domain(self):
+        # In a page that has slots, and in no page.
+        self.run_script("""
+            tracemalloc.start()
+            kept = [object() for _ in range(1000)]
+            for obj in kept[-1], bytes(5000):
+                assert capi._PyTraceMalloc_GetTraceback(0, id(obj))
+                assert capi._PyTraceMalloc_GetTraceback(1, id(obj)) is None
+            """)
+
     def test_first_tracked_block_is_freed(self):
         self.run_script("""
             tracemalloc.start()
