@@ -122,6 +122,7 @@ class Step:
     beside = None       # a step whose results are shown next to this one's
     reference = False   # for others to be compared with
     files = ()          # of scripts/, on which the result depends as well
+    tests = ()          # those of the series' own that are run
 
     def __init__(self, group, name, builds, title, **attributes):
         self.group = group
@@ -139,7 +140,7 @@ class Step:
 
     def unused(self):
         """Files of the series on which the result does not depend."""
-        return DOCUMENTS
+        return all_but(self.tests)
 
     def parameters(self):
         """What is done: the result is out of date if this changes."""
@@ -209,10 +210,10 @@ class Step:
 # --- Tests ----------------------------------------------------------------
 
 class Tests(Step):
-    """One run of regrtest; files that fail are run once more if 'again'."""
+    """One run of regrtest, of all tests if 'tests' names none.  Files that
+    fail are run once more if 'again'."""
 
     options = ()        # of python
-    tests = ()          # none: all of them
     regrtest = ()       # more arguments
     again = True
     timeout = 1200
@@ -476,9 +477,6 @@ class Differential(Step):
     frames = 1
     scripts = None
 
-    def unused(self):
-        return all_but(())
-
     def parameters(self):
         return self.frames, self.scripts
 
@@ -537,9 +535,6 @@ class Storm(Step):
 
     def parameters(self):
         return self.storm, self.seconds, self.count, VARIANTS
-
-    def unused(self):
-        return all_but(())
 
     def compile_hooks(self):
         """The foreign allocators, as an extension for this build."""
@@ -892,6 +887,7 @@ def compilers():
               "abidiff of stock's and our shared library")
     yield Command('compilers', 'series', [],
                   'each patch builds and passes test_tracemalloc',
+                  tests=('test_tracemalloc',),
                   files=('../patches', 'check-series.sh', 'common.sh',
                          'options.sh', 'owned.sh'),
                   command=('{root}/scripts/check-series.sh',),
