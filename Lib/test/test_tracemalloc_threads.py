@@ -310,6 +310,10 @@ class HeldUpTests(FaultsBase):
             def track():
                 assert capi.tracemalloc_track(0, addr, OTHER) == 0
 
+            def restart():
+                tracemalloc.stop()
+                tracemalloc.start()
+
             def check(domain, meanwhile, new):
                 global addr
                 addr = malloc(domain, OLD)
@@ -333,8 +337,8 @@ class HeldUpTests(FaultsBase):
                     # The block is where it was.  It has the trace that it
                     # was given last.
                     assert (old, other) == (0, 1), what
-                elif meanwhile is tracemalloc.clear_traces:
-                    assert old == 0, what
+                else:
+                    assert old == other == 0, what
                 free(domain, addr if addr2 is None else addr2)
                 found = sizes()
                 assert OLD not in found, what
@@ -345,7 +349,7 @@ class HeldUpTests(FaultsBase):
             tracemalloc.start()
             for domain, meanwhile, new in product(
                     ('raw', 'mem', 'obj'),
-                    (track, tracemalloc.clear_traces),
+                    (track, tracemalloc.clear_traces, restart),
                     (NEW, TOO_MUCH)):
                 for _ in range(20):
                     check(domain, meanwhile, new)
