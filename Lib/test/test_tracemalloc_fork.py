@@ -96,6 +96,24 @@ class ForkTests(ForkBase):
             check_sums(interp)
             """)
 
+    def test_child_untracks_for_others(self):
+        # Who has tracked it is gone, and the trace as well.
+        self.run_fork("""
+            tracemalloc.start()
+            interp = _interpreters.create('isolated')
+            run(interp, '''if 1:
+                import _testinternalcapi as capi
+                import _tracemalloc as tracemalloc
+                tracemalloc.start()
+                capi.tracemalloc_track(0, 4096, 5001)
+                ''')
+            def child():
+                assert capi.tracemalloc_untrack(0, 4096) == 0
+                check_sums()
+            in_child(child)
+            check_sums(interp)
+            """)
+
     def test_handlers_of_the_c_library(self):
         # Such as gRPC's, which are in Python.  They run inside fork().
         self.run_fork("""

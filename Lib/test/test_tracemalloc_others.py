@@ -90,6 +90,15 @@ class TrackTests(ScriptBase):
             assert sorted(domains) == list(range(1, 11)), domains
             """)
 
+    def test_only_another_interpreter_traces(self):
+        self.run_script(f"""
+            interp = _interpreters.create('isolated')
+            run(interp, 'import _tracemalloc as t; t.start()')
+            assert capi.tracemalloc_track(1, {ADDRESS}, 123_457) == -2
+            assert capi.tracemalloc_untrack(1, {ADDRESS}) == 0
+            check_sums(interp)
+            """)
+
     def test_object_in_another_domain(self):
         # In a page that has slots, and in no page.
         self.run_script("""
