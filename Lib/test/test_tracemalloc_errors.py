@@ -67,6 +67,8 @@ class FatalErrorTests(ScriptBase):
                             import _testinternalcapi as capi
                             import _tracemalloc as tracemalloc
                             tracemalloc.start()
+                            # It has tracebacks with the same ids.
+                            exec('kept = []' + '\\\\nkept += [[]]' * 500)
                             ''')
                         tracemalloc.start()
                         work.__code__ = work.__code__.replace(

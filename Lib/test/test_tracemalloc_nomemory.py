@@ -604,6 +604,11 @@ class NoMemoryForTraceTests(FaultsBase):
             def allocate(domain, detached, stop):
                 return capi.tracemalloc_realloc_failing(
                     domain, 0, OLD, 0, stop, True, detached)
+            def unknown():
+                return (capi.tracemalloc_counted_raw()
+                        - tracemalloc.get_tracemalloc_memory())
+
+            capi.tracemalloc_count_raw()
             for domain, detached in (('raw', False), ('raw', True),
                                      ('mem', False), ('obj', False)):
                 tracemalloc.start()
@@ -625,6 +630,9 @@ class NoMemoryForTraceTests(FaultsBase):
                     free(domain, addr)
                 assert OLD not in sizes(), (domain, detached)
                 check_sums()
+                # A block that remained listed would have a share of the
+                # directory's memory.
+                assert unknown() < 2000, (domain, detached, unknown())
                 tracemalloc.stop()
             """)
 
