@@ -118,7 +118,8 @@ _PyTraceMalloc_GetMemory(void)
     }
     size_t size = tm->page_memory + _PyTraceMalloc_TableMemory(&tm->table)
                   + (tm->intern != NULL ? tm->intern->memory : 0)
-                  + tm->capture_memory;
+                  + (size_t)_Py_atomic_load_ssize_relaxed(
+                      &tm->capture_memory);
     const tracemalloc_table *entries = &RUNTIME->directory->table;
     lock_mutex(&RUNTIME->directory->mutex);
     // This interpreter's part of the directory; also of one without entries.

@@ -417,5 +417,27 @@ class ClearedTests(ScriptBase):
             """)
 
 
+class QueryTests(ScriptBase):
+    """A query while other threads begin and end."""
+
+    def test_memory(self):
+        # Each of them takes memory for what it remembers.
+        self.run_script("""
+            ended = []
+            def ask():
+                while not ended:
+                    tracemalloc.get_tracemalloc_memory()
+            tracemalloc.start()
+            asker = threading.Thread(target=ask)
+            asker.start()
+            for _ in range(100):
+                thread = threading.Thread(target=lambda: [[]])
+                thread.start()
+                thread.join()
+            ended.append(True)
+            asker.join()
+            """)
+
+
 if __name__ == '__main__':
     unittest.main()
