@@ -512,6 +512,17 @@ class NoMemoryForTraceTests(FaultsBase):
             return func(*args)
         """
 
+    # What the raw allocator has given, and tracemalloc does not claim.
+    UNKNOWN = """
+        def unknown():
+            return (capi.tracemalloc_counted_raw()
+                    - tracemalloc.get_tracemalloc_memory())
+        """
+
+    def run_faults(self, script, *args, **kwargs):
+        super().run_faults(textwrap.dedent(self.UNKNOWN)
+                           + textwrap.dedent(script), *args, **kwargs)
+
     def run_lines(self, script):
         self.run_faults(textwrap.dedent(self.LINES) + textwrap.dedent(script))
 
@@ -545,10 +556,6 @@ class NoMemoryForTraceTests(FaultsBase):
         self.run_lines("""
             capi.tracemalloc_count_raw()
             tracemalloc.start()
-
-            def unknown():
-                return (capi.tracemalloc_counted_raw()
-                        - tracemalloc.get_tracemalloc_memory())
 
             n = 0
             for start in range(3):
@@ -604,10 +611,6 @@ class NoMemoryForTraceTests(FaultsBase):
             def allocate(domain, detached, stop):
                 return capi.tracemalloc_realloc_failing(
                     domain, 0, OLD, 0, stop, True, detached)
-            def unknown():
-                return (capi.tracemalloc_counted_raw()
-                        - tracemalloc.get_tracemalloc_memory())
-
             capi.tracemalloc_count_raw()
             for domain, detached in (('raw', False), ('raw', True),
                                      ('mem', False), ('obj', False)):

@@ -427,15 +427,12 @@ class QueryTests(ScriptBase):
             def ask():
                 while not ended:
                     tracemalloc.get_tracemalloc_memory()
+            def begin():
+                for _ in range(100):
+                    run_threads([lambda: [[]]])
+                ended.append(True)
             tracemalloc.start()
-            asker = threading.Thread(target=ask)
-            asker.start()
-            for _ in range(100):
-                thread = threading.Thread(target=lambda: [[]])
-                thread.start()
-                thread.join()
-            ended.append(True)
-            asker.join()
+            run_threads([ask, begin])
             """)
 
 
