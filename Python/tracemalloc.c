@@ -10,13 +10,13 @@
 
 
 // False if the caller has no thread state, since it deletes an interpreter
-// without threads.  And at finalization: no other thread can attach then, and
-// one that has ended while it waited to stop the world may still hold the lock
-// for that.
+// without threads.  Inside fork() the others were stopped already.  And at
+// finalization no other thread can attach, and one that has ended while it
+// waited to stop the world may still hold the lock for that.
 static bool
 has_other_threads(void)
 {
-    return _PyThreadState_GET() != NULL
+    return _PyThreadState_GET() != NULL && !is_forking()
            && _PyRuntimeState_GetFinalizing(&_PyRuntime) == NULL;
 }
 
@@ -196,18 +196,31 @@ _PyTraceMalloc_ForgetThreadStates(void)
 
 /* --- Fork --------------------------------------------------------------- */
 
+bool
+_PyTraceMalloc_IsForking(const PyThreadState *forking)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL) {
+        return forking->thread_id == PyThread_get_thread_ident();
+    }
+#if WITH_GIL
+    return tstate->interp->ceval.gil == forking->interp->ceval.gil;
+#else
+    return tstate == forking;
+#endif
+}
+
 #ifdef HAVE_FORK
+// Of all interpreters: handlers of pthread_atfork() may start and stop tracing.
+// With the lock of the list of interpreters held.
 static void
 change_mutexes(void (*change)(PyMutex *))
 {
-    struct llist_node *node;
-    if (is_idle()) {
-        return;
+    PyInterpreterState *interp = PyInterpreterState_Head();
+    for (; interp != NULL; interp = PyInterpreterState_Next(interp)) {
+        change(&interp->tracemalloc.mutex);
     }
-    llist_for_each(node, &RUNTIME->tracing) {
-        change(&llist_data(node, interp_state, node)->mutex);
-    }
-    change(&RUNTIME->directory->mutex);
+    change(&RUNTIME->directory_mutex);
 }
 
 void
@@ -216,14 +229,13 @@ _PyTraceMalloc_BeforeFork(void)
     lock_mutex(&RUNTIME->mutex);
     _PyTraceMalloc_CloseCredits();
     change_mutexes(lock_mutex);
-    _Py_atomic_store_uintptr_relaxed(
-        &RUNTIME->forking, (uintptr_t)PyThread_get_thread_ident());
+    _Py_atomic_store_ptr_relaxed(&RUNTIME->forking, _PyThreadState_GET());
 }
 
 void
 _PyTraceMalloc_AfterFork_Parent(void)
 {
-    _Py_atomic_store_uintptr_relaxed(&RUNTIME->forking, 0);
+    _Py_atomic_store_ptr_relaxed(&RUNTIME->forking, NULL);
     change_mutexes(unlock_mutex);
     unlock_mutex(&RUNTIME->mutex);
 }
@@ -238,14 +250,10 @@ _PyTraceMalloc_AfterFork_Child(void)
     interp_state *tm = &_PyRuntime._main_interpreter.tracemalloc;
     // The thread may have got credit in a handler of pthread_atfork().
     _PyTraceMalloc_CloseCredits();
-    _Py_atomic_store_uintptr_relaxed(&RUNTIME->forking, 0);
+    _Py_atomic_store_ptr_relaxed(&RUNTIME->forking, NULL);
     _PyMutex_at_fork_reinit(&RUNTIME->mutex);
     _PyMutex_at_fork_reinit(&tm->mutex);
-    if (RUNTIME->directory != NULL) {
-        // It was not locked before fork() if nobody traced: another thread
-        // may have held it.
-        _PyMutex_at_fork_reinit(&RUNTIME->directory->mutex);
-    }
+    _PyMutex_at_fork_reinit(&RUNTIME->directory_mutex);
     if (is_idle()) {
         return;
     }

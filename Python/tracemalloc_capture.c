@@ -6,13 +6,13 @@
 // frame keeps its code object alive, and the code object its filename and line
 // table.
 //
-// A walk passes each activation of a function once.  A frame whose callers
-// were found is marked (`callers_known`, which is zero in a new activation).
-// While the mark is there the frame is the same activation, so its callers and
-// the places where they wait for it are the same as well: a walk ends at the
-// first marked frame that is remembered.  What a thread remembers may be
-// forgotten at any time, but is never wrong; it is void when the epoch of the
-// interpreter changes.  It needs no lock.
+// A walk ends at the first frame that is remembered.  It leaves a mark in the
+// frames that it remembers (`callers_known`, which is zero in a new activation
+// and in a suspended one).  While the mark is there the frame is the same
+// activation, so its callers and the places where they wait for it are the
+// same as well.  What a thread remembers may be forgotten at any time, but is
+// never wrong; it is void when the epoch of the interpreter changes.  It needs
+// no lock.
 //
 //   activations: frame -> callers, version of the code (direct-mapped)
 //   nodes:       (callers, instruction) -> node, with a traceback if a trace
@@ -30,8 +30,10 @@
 //
 // Others push frames without resetting the mark.  While there is an evaluator
 // that was set by _PyInterpreterState_SetEvalFrameFunc(), each capture walks
-// over all frames.  Compiled extension modules push frames of their own, which
-// have no function: nothing is remembered of them.
+// over all frames, as it does where throw() has put a suspended generator
+// among them: nobody has to reset a mark of that when it is taken out again.
+// Compiled extension modules push frames of their own, which have no function:
+// nothing is remembered of them.
 
 #include "Python.h"
 #include "pycore_frame.h"         // _PyFrame_GetFirstComplete()
@@ -46,6 +48,15 @@ typedef struct _tracemalloc_capture tracemalloc_capture;
 #define MIN_NODES 128
 #define MAX_NODES 8192
 #define GROWTH 4
+
+// Bytes that the captures of an interpreter may take besides as many as its
+// slots and tracebacks take.
+#define FREE_MEMORY (2 << 20)
+
+// Of the frames of a walk these most recent ones are remembered, and of the
+// older ones each so many-th.
+#define NUM_RECENT 32
+#define DISTANCE 8
 
 typedef struct {
     const _PyInterpreterFrame *frame;
@@ -147,16 +158,32 @@ _PyTraceMalloc_CaptureFree(PyInterpreterState *interp, thread_state *ts)
     ts->capture = NULL;
 }
 
+// May captures take so many bytes more?  Many threads with deep stacks may have
+// few traces.
+static bool
+is_affordable(interp_state *tm, size_t size)
+{
+    size += (size_t)_Py_atomic_load_ssize_relaxed(&tm->capture_memory);
+    lock_mutex(&tm->mutex);
+    size_t limit = FREE_MEMORY + tm->page_memory
+                   + (tm->intern != NULL ? tm->intern->memory : 0);
+    unlock_mutex(&tm->mutex);
+    return size <= limit;
+}
+
 // Replace a capture by a larger one, which remembers nothing.  Returns false,
 // with nothing changed, if that is too large or there is no memory.
 static bool
 grow_capture(interp_state *tm, thread_state *ts)
 {
     tracemalloc_capture *old = ts->capture;
-    tracemalloc_capture *grown = NULL;
-    if (old->max_nodes < MAX_NODES) {
-        grown = new_capture(tm, old->max_nodes * GROWTH);
+    size_t max_nodes = old->max_nodes * GROWTH;
+    if (max_nodes > MAX_NODES
+        || !is_affordable(tm, capture_memory(max_nodes)))
+    {
+        return false;
     }
+    tracemalloc_capture *grown = new_capture(tm, max_nodes);
     if (grown == NULL) {
         return false;
     }
@@ -190,6 +217,14 @@ add_anonymous_node(tracemalloc_capture *capture, size_t depth)
     return add_node(capture, &(call_node){.depth = (uint32_t)depth});
 }
 
+static inline bool
+is_node_of(const call_node *node, const _Py_CODEUNIT *instr, uint32_t version,
+           uint32_t callers)
+{
+    return node->instr == instr && node->version == version
+           && node->callers == callers;
+}
+
 // The node of a frame with these callers.  There is room for it.
 static uint32_t
 find_node(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
@@ -200,12 +235,17 @@ find_node(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
     if (version == 0) {
         return add_anonymous_node(capture, depth);
     }
+    // Callers of one after the other, as a walk adds them.
+    if (callers < capture->nnodes
+        && is_node_of(get_node(capture, callers + 1), instr, version, callers))
+    {
+        return callers + 1;
+    }
     size_t size = 2 * capture->max_nodes;
     size_t i = hash_key(instr, (uint64_t)version << 32 | callers, size);
     for (; capture->index[i] != 0; i = (i + 1) & (size - 1)) {
-        const call_node *node = get_node(capture, capture->index[i]);
-        if (node->instr == instr && node->version == version
-            && node->callers == callers)
+        if (is_node_of(get_node(capture, capture->index[i]),
+                       instr, version, callers))
         {
             return capture->index[i];
         }
@@ -296,6 +336,28 @@ remember(thread_state *ts, _PyInterpreterFrame *frame, uint32_t callers)
     frame->callers_known = 1;
 }
 
+// The first complete frame from this one on.  Clears `*in_c` if that waits for
+// a Python function, sets it if it waits for C code.
+static inline _PyInterpreterFrame *
+first_complete(_PyInterpreterFrame *frame, bool *in_c)
+{
+    for (; frame != NULL && _PyFrame_IsIncomplete(frame);
+         frame = frame->previous)
+    {
+        *in_c = frame->owner == FRAME_OWNED_BY_CSTACK;
+    }
+    return frame;
+}
+
+// Is the frame there only because throw() goes on below it?  A frame that
+// executes C code has its stack pointer elsewhere.
+static inline bool
+is_suspended(const _PyInterpreterFrame *frame, bool in_c)
+{
+    return in_c && frame->owner == FRAME_OWNED_BY_GENERATOR
+           && frame->stacktop >= 0;
+}
+
 static size_t
 count_frames(_PyInterpreterFrame *frame)
 {
@@ -306,12 +368,12 @@ count_frames(_PyInterpreterFrame *frame)
     return n;
 }
 
-// Walk from a frame to the first one that is remembered, and give each frame
-// on the way its callers.  Returns those of the first frame; there is room for
-// one more node.
-static uint32_t
+// Walk from the thread's current frame to the first one that is remembered, and
+// find the callers of the first complete frame; there is room for one more
+// node.  Returns false if nothing may be remembered.
+static bool
 walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
-                _PyInterpreterFrame *first)
+                _PyInterpreterFrame *current, uint32_t *found)
 {
     tracemalloc_capture *capture;
     _PyInterpreterFrame *frame;
@@ -319,15 +381,20 @@ walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
     size_t n;
     while (true) {
         capture = ts->capture;
-        frame = first;
         known = NULL;
+        bool in_c = true;
+        frame = first_complete(current, &in_c);
         for (n = 0; frame != NULL && n < capture->max_nodes / 2; n++) {
             known = find_activation(capture, frame);
             if (known != NULL) {
                 break;
             }
+            if (is_suspended(frame, in_c)) {
+                return false;
+            }
             capture->frames[n] = frame;
-            frame = _PyFrame_GetFirstComplete(frame->previous);
+            in_c = false;
+            frame = first_complete(frame->previous, &in_c);
         }
         // One for the end, one for what is older, one for the traceback.
         bool has_room = capture->nnodes + n + 3 <= capture->max_nodes;
@@ -354,9 +421,12 @@ walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
             callers = add_caller(capture, by_depth, frame, callers, ++depth);
         }
         frame = capture->frames[--n];
-        remember(ts, frame, callers);
+        if (n < NUM_RECENT || n % DISTANCE == 0) {
+            remember(ts, frame, callers);
+        }
     }
-    return callers;
+    *found = callers;
+    return true;
 }
 
 
@@ -406,7 +476,12 @@ capture_frame(const tracemalloc_caller *caller, _PyInterpreterFrame *frame,
     if (refresh_capture(caller, ts) < 0) {
         return -1;
     }
-    uint32_t callers = walk_to_callers(ts, tm, tm->max_nframe == 1, frame);
+    uint32_t callers;
+    if (!walk_to_callers(ts, tm, tm->max_nframe == 1,
+                         caller->tstate->current_frame, &callers))
+    {
+        return _PyTraceMalloc_InternFrames(tm, frame, count_frames(frame), id);
+    }
     tracemalloc_site *site = site_of(ts, frame->instr_ptr);
     if (is_at_site(site, frame)) {
         // Of a former activation.

@@ -326,7 +326,10 @@ _PyTraceMalloc_ChangeSum(tracemalloc_credit *credit, size_t size, bool add,
 void
 _PyTraceMalloc_CountersInit(void)
 {
-    RUNTIME->has_barrier = membarrier(REGISTER_BARRIER);
+    // Once is enough, and by now the system may forbid it.
+    if (!RUNTIME->has_barrier) {
+        RUNTIME->has_barrier = membarrier(REGISTER_BARRIER);
+    }
     _PyTraceMalloc_ResetCounterPeak();
 }
 

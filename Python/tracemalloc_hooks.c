@@ -18,44 +18,7 @@
 #define NUM_LEVELS _PyTraceMalloc_NUM_LEVELS
 
 #define DOMAIN_BIT(DOMAIN) ((uint8_t)(1 << (DOMAIN)))
-
-
-/* --- Who is calling ----------------------------------------------------- */
-
-// The thread state of the calling thread, which is not attached, or NULL.
-static PyThreadState *
-detached_tstate(void)
-{
-    if (RUNTIME->tstates_gone
-        && (PyThread_get_thread_ident()
-            != _PyRuntimeState_GetFinalizingID(&_PyRuntime)))
-    {
-        // It may have been freed, and its key be deleted at any moment.  The
-        // thread that finalizes has one for each interpreter that it ends.
-        return NULL;
-    }
-    return PyGILState_GetThisThreadState();
-}
-
-void
-_PyTraceMalloc_BeginCall(tracemalloc_caller *caller)
-{
-    caller->tstate = _PyThreadState_GET();
-    caller->attached = caller->tstate != NULL;
-    if (!caller->attached) {
-        lock_mutex(&RUNTIME->mutex);
-        caller->tstate = detached_tstate();
-    }
-    caller->interp = interp_of(caller->tstate);
-}
-
-void
-_PyTraceMalloc_EndCall(const tracemalloc_caller *caller)
-{
-    if (!caller->attached) {
-        unlock_mutex(&RUNTIME->mutex);
-    }
-}
+#define LOWEST_BIT(DOMAIN) DOMAIN_BIT(NUM_DOMAINS + (DOMAIN))
 
 
 /* --- Reentrancy --------------------------------------------------------- */
@@ -131,7 +94,7 @@ _PyTraceMalloc_GetRemoved(void)
         removed.owner = ts->freed_owner;
         return removed;
     }
-    Py_tss_t *key = &interp_of(detached_tstate())->reentrant_key;
+    Py_tss_t *key = &interp_of(_PyTraceMalloc_DetachedThread())->reentrant_key;
     const tracemalloc_removed *noted =
         PyThread_tss_is_created(key) ? PyThread_tss_get(key) : NULL;
     return noted != NULL ? *noted : removed;
@@ -280,7 +243,8 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
         || thread_of(tstate)->reentrant)
     {
         if (tstate != NULL && thread_of(tstate)->reentrant) {
-            thread_of(tstate)->reached |= DOMAIN_BIT(domain);
+            thread_of(tstate)->reached |=
+                DOMAIN_BIT(domain) | (level == 0 ? LOWEST_BIT(domain) : 0);
         }
         return call_below(alloc, function, NULL, nelem, elsize);
     }
@@ -503,7 +467,7 @@ record_allocator(const PyMemAllocatorEx *alloc)
 }
 
 // The level of the hooks that go in on top of an allocator; -1 if no hooks are
-// needed, or no level is left.
+// needed.
 static int
 choose_level(PyMemAllocatorDomain domain, const PyMemAllocatorEx *top,
              bool reached)
@@ -527,7 +491,7 @@ choose_level(PyMemAllocatorDomain domain, const PyMemAllocatorEx *top,
         }
     }
     // One that was in before stop() may be part of what is on top now.
-    return nused < NUM_LEVELS ? nused : nlevels < NUM_LEVELS ? nlevels : -1;
+    return nused < NUM_LEVELS ? nused : Py_MIN(nlevels, NUM_LEVELS - 1);
 }
 
 // A caller loads the function and its ctx one after the other and may see one
@@ -561,7 +525,15 @@ install_domain(PyMemAllocatorDomain domain, bool reached)
 const PyMemAllocatorEx *
 _PyTraceMalloc_AllocatorBelow(PyMemAllocatorDomain domain)
 {
-    return below(domain, 0);
+    PyMemAllocatorEx top;
+    PyMem_GetAllocator(domain, &top);
+    if (top.malloc == hooks[0][domain].malloc
+        || thread_of(_PyThreadState_GET())->reached & LOWEST_BIT(domain))
+    {
+        return below(domain, 0);
+    }
+    // What is there may have them below it, and what was there may be gone.
+    return &_PyMem_LibcAllocator;
 }
 
 int

@@ -1,9 +1,53 @@
-// The hash table of an interpreter: its lock, what is counted, the directory
-// of the traces that any thread may have to find, and traces that are put
-// back.
+// Who is calling; the hash table of an interpreter: its lock, what is counted,
+// the directory of the traces that any thread may have to find, and traces
+// that are put back.
 
 #include "Python.h"
 #include "pycore_tracemalloc_shared.h"  // lock_own()
+
+
+/* --- Who is calling ----------------------------------------------------- */
+
+PyThreadState *
+_PyTraceMalloc_DetachedThread(void)
+{
+    if (RUNTIME->tstates_gone
+        && (PyThread_get_thread_ident()
+            != _PyRuntimeState_GetFinalizingID(&_PyRuntime)))
+    {
+        // It may have been freed, and its key be deleted at any moment.  The
+        // thread that finalizes has one for each interpreter that it ends.
+        return NULL;
+    }
+    PyThreadState *tstate = PyGILState_GetThisThreadState();
+    if (tstate != NULL && (_Py_atomic_load_int_relaxed(&tstate->state)
+                           == _Py_THREAD_ATTACHED))
+    {
+        // Another thread is using it.
+        return NULL;
+    }
+    return tstate;
+}
+
+void
+_PyTraceMalloc_BeginCall(tracemalloc_caller *caller)
+{
+    caller->tstate = _PyThreadState_GET();
+    caller->attached = caller->tstate != NULL;
+    if (!caller->attached) {
+        lock_mutex(&RUNTIME->mutex);
+        caller->tstate = _PyTraceMalloc_DetachedThread();
+    }
+    caller->interp = interp_of(caller->tstate);
+}
+
+void
+_PyTraceMalloc_EndCall(const tracemalloc_caller *caller)
+{
+    if (!caller->attached) {
+        unlock_mutex(&RUNTIME->mutex);
+    }
+}
 
 
 /* --- Locking the hash table --------------------------------------------- */
@@ -70,11 +114,11 @@ static interp_state *
 find_owner(unsigned int domain, uintptr_t ptr)
 {
     tracemalloc_directory *directory = RUNTIME->directory;
-    lock_mutex(&directory->mutex);
+    lock_mutex(&RUNTIME->directory_mutex);
     const tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
         &directory->table, domain, ptr);
     interp_state *owner = entry == NULL ? NULL : entry->owner;
-    unlock_mutex(&directory->mutex);
+    unlock_mutex(&RUNTIME->directory_mutex);
     return owner;
 }
 
@@ -85,7 +129,7 @@ _PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain,
 {
     int res = 0;
     tracemalloc_directory *directory = RUNTIME->directory;
-    lock_mutex(&directory->mutex);
+    lock_mutex(&RUNTIME->directory_mutex);
     tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
         &directory->table, domain, ptr);
     if (entry != NULL) {
@@ -101,7 +145,7 @@ _PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain,
             change_group(domain, ptr, 1);
         }
     }
-    unlock_mutex(&directory->mutex);
+    unlock_mutex(&RUNTIME->directory_mutex);
     return res;
 }
 
@@ -110,7 +154,7 @@ _PyTraceMalloc_UnlistBlock(interp_state *tm, unsigned int domain,
                            uintptr_t ptr)
 {
     tracemalloc_directory *directory = RUNTIME->directory;
-    lock_mutex(&directory->mutex);
+    lock_mutex(&RUNTIME->directory_mutex);
     tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
         &directory->table, domain, ptr);
     // Another interpreter may have tracked the block since.
@@ -118,7 +162,7 @@ _PyTraceMalloc_UnlistBlock(interp_state *tm, unsigned int domain,
         _PyTraceMalloc_TableRemove(&directory->table, entry);
         change_group(domain, ptr, (uint32_t)-1);
     }
-    unlock_mutex(&directory->mutex);
+    unlock_mutex(&RUNTIME->directory_mutex);
 }
 
 

@@ -24,9 +24,9 @@ _PyTraceMalloc_OpenTraces(interp_state *tm)
     }
     int res = 0;
     if (is_idle()) {
-        lock_mutex(&directory->mutex);
+        lock_mutex(&RUNTIME->directory_mutex);
         res = _PyTraceMalloc_TableInit(&directory->table, allocator);
-        unlock_mutex(&directory->mutex);
+        unlock_mutex(&RUNTIME->directory_mutex);
     }
     llist_init(&tm->threads);
     llist_init(&tm->pages);
@@ -121,13 +121,13 @@ _PyTraceMalloc_GetMemory(void)
                   + (size_t)_Py_atomic_load_ssize_relaxed(
                       &tm->capture_memory);
     const tracemalloc_table *entries = &RUNTIME->directory->table;
-    lock_mutex(&RUNTIME->directory->mutex);
+    lock_mutex(&RUNTIME->directory_mutex);
     // This interpreter's part of the directory; also of one without entries.
     int ntracing = _Py_atomic_load_int_relaxed(&RUNTIME->ntracing);
     size += (size_t)((double)_PyTraceMalloc_TableMemory(entries)
                      * (double)(nlisted + 1)
                      / ((double)entries->used + ntracing));
-    unlock_mutex(&RUNTIME->directory->mutex);
+    unlock_mutex(&RUNTIME->directory_mutex);
     unlock_mutex(&tm->mutex);
     return size;
 }
@@ -137,9 +137,9 @@ _PyTraceMalloc_CloseDirectory(void)
 {
     tracemalloc_directory *directory = RUNTIME->directory;
     if (directory != NULL) {
-        lock_mutex(&directory->mutex);
+        lock_mutex(&RUNTIME->directory_mutex);
         _PyTraceMalloc_TableFree(&directory->table);
-        unlock_mutex(&directory->mutex);
+        unlock_mutex(&RUNTIME->directory_mutex);
     }
 }
 

@@ -36,11 +36,11 @@
 //   1. HEAD_LOCK(): hooks may run while it is held
 //   2. _PyRuntime.tracemalloc.mutex
 //   3. PyInterpreterState.tracemalloc.mutex, one at a time (fork() takes all)
-//   4. the mutex of the directory; _PyRuntime.allocators.mutex
+//   4. directory_mutex, beside 2; _PyRuntime.allocators.mutex
 //
 // None of them detaches the thread state while it waits.  While one is held no
 // Python object is created or released, the world is not stopped, and memory
-// comes only from the raw allocator below the hooks.
+// comes only from the raw allocator below the hooks, or the C library's.
 //
 // An *attached* thread has an attached thread state (it holds the GIL, where
 // there is one); a *detached* thread has a thread state that is not attached;
@@ -79,7 +79,7 @@ typedef struct _tracemalloc_allocator {
 // How often hooks can be put on top of an allocator that may have hooks below.
 #define _PyTraceMalloc_NUM_LEVELS 4
 
-// Process-wide.  Guarded by `mutex` unless noted.  On 64-bit Linux this is as
+// Process-wide.  Guarded by `mutex` unless noted.  On 64-bit systems this is as
 // large as in 3.13.5, so that what follows in _PyRuntime stays where it was.
 struct _tracemalloc_runtime_state {
     // Read by every hook, so that it is apart from what all threads write
@@ -106,8 +106,8 @@ struct _tracemalloc_runtime_state {
     struct llist_node tracing;
     // The last number given out as a generation or as an epoch.
     uint64_t last_number;
-    // The thread that is inside fork(), or 0; relaxed.
-    uintptr_t forking;
+    // The thread that is inside fork(), or NULL; relaxed.
+    PyThreadState *forking;
     // Changes when hooks were installed or removed.  Atomic.
     uint32_t hooks_version;
     // Number of levels that have hooks, and that ever had some, by domain.
@@ -119,8 +119,9 @@ struct _tracemalloc_runtime_state {
     bool has_barrier;
 
     // All that follows is written by all threads.
-    char padding[16];
+    char padding[8 + sizeof(Py_tss_t)];
     PyMutex mutex;
+    PyMutex directory_mutex;
     tracemalloc_counters counters;
 };
 
@@ -196,7 +197,8 @@ typedef struct {
 struct _tracemalloc_thread_state {
     // Are calls of this thread not to be traced?
     bool reentrant;
-    // Domains whose hooks such a call has reached: bits `1 << domain`.
+    // Domains whose hooks such a call has reached: bits `1 << domain`; and
+    // those of the lowest level: from bit _PyTraceMalloc_NUM_DOMAINS on.
     uint8_t reached;
     // The block that the outermost hook is freeing or reallocating, or 0; the
     // traceback that it had, and in which interpreter.

@@ -121,9 +121,8 @@ _PyTraceMalloc_HashBlock(unsigned int domain, uintptr_t ptr)
 #define _PyTraceMalloc_GROUP_BITS 12
 
 // Which interpreter has the trace of a block that any thread may free.
-// Guarded by `mutex` unless noted.
+// Guarded by the runtime's `directory_mutex` unless noted.
 typedef struct {
-    PyMutex mutex;
     tracemalloc_table table;
     // Number of entries whose blocks have this hash.  Read without the mutex:
     // who frees a block got its address after the block was counted here.

@@ -53,7 +53,10 @@ _PyTraceMalloc_PageLink(PyInterpreterState *interp, uintptr_t ptr)
 static inline tracemalloc_page *
 _PyTraceMalloc_LoadPage(tracemalloc_page **link)
 {
-    return link == NULL ? NULL : _Py_atomic_load_ptr_acquire(link);
+    if (link == NULL) {
+        return NULL;
+    }
+    return (tracemalloc_page *)_Py_atomic_load_ptr_acquire(link);
 }
 
 static inline bool
@@ -97,11 +100,12 @@ _PyTraceMalloc_FindSlot(PyInterpreterState *interp, uintptr_t ptr)
 static inline void
 _PyTraceMalloc_NoteTabled(tracemalloc_page **link)
 {
-    void *page = NULL;
-    (void)_Py_atomic_compare_exchange_ptr(link, &page,
+    void *before = NULL;
+    (void)_Py_atomic_compare_exchange_ptr(link, &before,
                                           _PyTraceMalloc_SPARSE);
+    tracemalloc_page *page = (tracemalloc_page *)before;
     if (_PyTraceMalloc_HasSlots(page)) {
-        _Py_atomic_store_int_relaxed(&((tracemalloc_page *)page)->tabled, 1);
+        _Py_atomic_store_int_relaxed(&page->tabled, 1);
     }
 }
 

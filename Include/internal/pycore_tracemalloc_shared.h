@@ -56,13 +56,18 @@ as_interp(interp_state *tm)
     return _Py_CONTAINER_OF(tm, PyInterpreterState, tracemalloc);
 }
 
-// Is the calling thread inside fork()?  Then it has all locks, and may run
-// Python code all the same: in handlers of pthread_atfork().
+// The rest of is_forking() while a thread is inside fork().
+extern bool _PyTraceMalloc_IsForking(const PyThreadState *forking);
+
+// Has the calling thread all locks?  That is so inside fork(), where handlers
+// of pthread_atfork() may run Python code; and for whoever got the GIL from
+// such a handler, which waits for it.
 static inline bool
 is_forking(void)
 {
-    uintptr_t ident = _Py_atomic_load_uintptr_relaxed(&RUNTIME->forking);
-    return ident != 0 && ident == (uintptr_t)PyThread_get_thread_ident();
+    const PyThreadState *forking =
+        (const PyThreadState *)_Py_atomic_load_ptr_relaxed(&RUNTIME->forking);
+    return forking != NULL && _PyTraceMalloc_IsForking(forking);
 }
 
 static inline void
@@ -179,7 +184,8 @@ static inline bool
 may_be_listed(unsigned int domain, uintptr_t ptr)
 {
     tracemalloc_directory *directory =
-        _Py_atomic_load_ptr_acquire(&RUNTIME->directory);
+        (tracemalloc_directory *)_Py_atomic_load_ptr_acquire(
+            &RUNTIME->directory);
     return directory != NULL
            && _Py_atomic_load_uint32_relaxed(group_of(domain, ptr)) != 0;
 }
@@ -296,8 +302,8 @@ extern bool _PyTraceMalloc_IsExact(
 
 /* --- Hooks -------------------------------------------------------------- */
 
-// Which domains have hooks that a call reaches?  Bits `1 << domain`.  For an
-// attached thread without locks.
+// Which domains have hooks that a call reaches?  Bits `1 << domain`; and those
+// of `reached` in the thread state.  For an attached thread without locks.
 extern uint8_t _PyTraceMalloc_ProbeHooks(void);
 
 // With the runtime's mutex held.  Install returns -1 if there is no memory;
@@ -305,9 +311,15 @@ extern uint8_t _PyTraceMalloc_ProbeHooks(void);
 extern int _PyTraceMalloc_InstallHooks(uint8_t reached);
 extern void _PyTraceMalloc_RemoveHooks(void);
 
-// What is below all hooks, also below those that came later on top of others.
+// The allocator below the lowest hooks, also below those that came later on top
+// of others; the C library's if no call has reached the lowest ones at the last
+// probe.
 extern const PyMemAllocatorEx *_PyTraceMalloc_AllocatorBelow(
     PyMemAllocatorDomain domain);
+
+// The thread state of the calling thread, which is not attached; NULL if it
+// has none that is its own.
+extern PyThreadState *_PyTraceMalloc_DetachedThread(void);
 
 // Who is calling?  Locks the runtime's mutex unless the thread is attached:
 // that keeps its thread state and its interpreter alive.

@@ -137,6 +137,61 @@ class ForkTests(ForkBase):
             assert len(called) == 6
             """)
 
+    def test_handler_releases_the_gil(self):
+        # Another thread allocates while the handler waits inside fork().
+        self.run_fork("""
+            import time
+            tracemalloc.start()
+            parent = os.getpid()
+            stop = []
+            def handler():
+                if os.getpid() == parent:
+                    time.sleep(0.01)
+            capi.tracemalloc_call_at_fork(handler)
+            def work():
+                while not stop:
+                    kept = [bytearray(n * 7) for n in range(100)]
+            def fork():
+                for _ in range(10):
+                    in_child(check_sums)
+                stop.append(True)
+            run_threads([work, fork])
+            check_sums()
+            """)
+
+    def test_handlers_start_and_stop(self):
+        # Whoever traces in the end, the locks are as before.
+        self.run_fork("""
+            interp = _interpreters.create('isolated')
+            def restart():
+                tracemalloc.stop()
+                tracemalloc.start()
+            actions = tracemalloc.start, tracemalloc.stop, restart
+            handlers = []
+            def handler():
+                handlers.pop(0)()
+            capi.tracemalloc_call_at_fork(handler)
+            def use():
+                tracemalloc.start()
+                kept = [bytearray(n * 7) for n in range(100)]
+                addr = capi.tracemalloc_raw_malloc(70, 'stateless')
+                capi.tracemalloc_raw_free(addr, 'stateless')
+                check_sums()
+                tracemalloc.stop()
+            def fork():
+                for before in actions:
+                    for after in actions:
+                        for tracing in tracemalloc.start, tracemalloc.stop:
+                            tracing()
+                            handlers[:] = before, after
+                            in_child(use)
+                            use()
+            fork()
+            run(interp, 'import _tracemalloc as t; t.start()')
+            fork()
+            check_sums(interp)
+            """)
+
     def test_grandchild(self):
         # After a fork the locks are taken as before.
         self.run_fork("""

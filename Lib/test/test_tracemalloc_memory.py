@@ -223,6 +223,29 @@ class MemoryTests(ScriptBase):
             down(20_000)
             """, 0)
 
+    def test_deep_recursion_in_many_threads(self):
+        # While they live, what they remember of their stacks takes little more
+        # than the traces.
+        self.run_script("""
+            NUM_THREADS = 40
+            sys.setrecursionlimit(5000)
+            finished = threading.Barrier(NUM_THREADS + 1)
+            end = threading.Event()
+            def down(n):
+                return down(n - 1) if n else bytearray(1)
+            def work():
+                down(3000)
+                finished.wait()
+                end.wait()
+            tracemalloc.start(10)
+            for _ in range(NUM_THREADS):
+                threading.Thread(target=work).start()
+            finished.wait()
+            memory = tracemalloc.get_tracemalloc_memory()
+            end.set()
+            assert memory < 4 << 20, memory
+            """)
+
 
 class NoMemoryTests(ScriptBase):
     """Without memory what was made already is given back."""

@@ -515,8 +515,12 @@ class NoMemoryForTraceTests(FaultsBase):
     # What the raw allocator has given, and tracemalloc does not claim.
     UNKNOWN = """
         def unknown():
-            return (capi.tracemalloc_counted_raw()
-                    - tracemalloc.get_tracemalloc_memory())
+            while True:
+                memory = tracemalloc.get_tracemalloc_memory()
+                counted = capi.tracemalloc_counted_raw()
+                # Both are of the same moment.
+                if tracemalloc.get_tracemalloc_memory() == memory:
+                    return counted - memory
         """
 
     def run_faults(self, script, *args, **kwargs):

@@ -178,8 +178,7 @@ class OtherAllocatorTests(ScriptBase):
             """)
 
     def test_set_without_chaining_too_often(self):
-        # The hooks go in a few times only.  Then they do not trace, which is
-        # all that happens.
+        # There are more allocators than levels.
         self.run_script("""
             get = capi.tracemalloc_get_allocator
             # Equal, but each on top of another one is another allocator.
@@ -188,7 +187,12 @@ class OtherAllocatorTests(ScriptBase):
             for domain, bottom in bottoms:
                 tracemalloc.start()
                 kept = [bytearray(n) for n in range(1000)]
-                del kept
+                assert tracemalloc._get_object_traceback(kept[-1]), domain
+                kept = None
+                addr = capi.tracemalloc_raw_malloc(54_321)
+                assert sizes().count(54_321) == 1, domain
+                capi.tracemalloc_raw_free(addr)
+                check_sums()
                 capi.tracemalloc_set_on_top(domain, bottom)
                 tracemalloc.stop()
                 assert tracemalloc.get_traced_memory() == (0, 0)
@@ -198,6 +202,27 @@ class OtherAllocatorTests(ScriptBase):
             kept = bytearray(1000)
             assert tracemalloc._get_object_traceback(kept)
             check_sums()
+            """)
+
+    def test_taken_out_and_another_set(self):
+        # What was below the hooks may be gone: it is not used any more.
+        self.run_script("""
+            bottom = capi.tracemalloc_get_allocator('raw')
+            capi.tracemalloc_count_raw()
+            tracemalloc.start()
+            tracemalloc.stop()
+            capi.tracemalloc_set_allocator('raw', bottom)
+            capi.tracemalloc_set_on_top('raw', bottom)
+            before = capi.tracemalloc_counted_raw()
+            for _ in range(3):
+                tracemalloc.start()
+                kept = [bytearray(n) for n in range(1000)]
+                addr = capi.tracemalloc_raw_malloc(54_321)
+                assert sizes().count(54_321) == 1
+                assert capi.tracemalloc_counted_raw() == before
+                capi.tracemalloc_raw_free(addr)
+                check_sums()
+                tracemalloc.stop()
             """)
 
     def test_set_without_chaining_and_set_back(self):
@@ -584,6 +609,9 @@ class FilterTests(ScriptBase):
             kept += [bytearray(600) for _ in range(5000)]
             check_sums()
             tracemalloc.stop()
+            tracemalloc.start()
+            kept += [bytearray(600) for _ in range(5000)]
+            check_sums()
             """)
         if stdout:
             self.skipTest('no filter for system calls')

@@ -6,6 +6,7 @@ A thread may have its thread state attached, detached, or have none.
 import sys
 import unittest
 
+from test import support
 from test.support import import_helper
 from test.support.tracemalloc_helper import (
     ADDRESS, DOMAIN, MARK, TIMEOUT, UNKNOWN,
@@ -301,6 +302,22 @@ class MainRawTests(TestBase):
 
 
 # --- Threads that are held up -------------------------------------------
+
+class LentTests(ScriptBase):
+
+    @unittest.skipIf(support.Py_DEBUG, 'CPython asserts that nobody does it')
+    def test_lent_thread_state(self):
+        # While another thread uses its thread state, a thread has no frames.
+        self.run_script("""
+            def use():
+                return capi.tracemalloc_raw_malloc_in_lender()
+            tracemalloc.start(5)
+            addr = capi.tracemalloc_call_in_lent_state(use)
+            traceback = capi._PyTraceMalloc_GetTraceback(0, addr)
+            assert traceback == (('<unknown>', 0),), traceback
+            check_sums()
+            """)
+
 
 class HeldUpTests(FaultsBase):
     """Something happens while a thread reallocates a block."""

@@ -516,6 +516,70 @@ class EvaluatorTests(TracebackTestCase):
                 capi.tracemalloc_set_evaluator(False)
             call()
 
+    def test_new_frame(self):
+        # A module that was compiled for 3.13.5 has pushed it.
+        capi = import_helper.import_module('_testinternalcapi')
+        call_in_new_frame = capi.tracemalloc_call_in_new_frame
+        for record in self.each_limit():
+            def inner():
+                record()
+                record.total_nframe()
+            def first():
+                call_in_new_frame(inner)
+            def second():
+                call_in_new_frame(inner)
+            for call in first, second, first, second:
+                call()
+
+    def test_resumed_generator(self):
+        # Such a module has resumed it.
+        capi = import_helper.import_module('_testinternalcapi')
+        for record in self.each_limit():
+            def generate():
+                while True:
+                    record()
+                    yield
+            gen = generate()
+            def first():
+                capi.tracemalloc_resume(gen)
+            def second():
+                capi.tracemalloc_resume(gen)
+            def third():
+                next(gen)
+            for call in third, first, second, third, second, first, third:
+                call()
+
+    def test_throw(self):
+        # Such a module has linked the generators that wait for the last one.
+        capi = import_helper.import_module('_testinternalcapi')
+        for record in self.each_limit():
+            def innermost():
+                while True:
+                    try:
+                        record()
+                        yield
+                    except KeyError:
+                        record()
+            def outer(inner):
+                record()
+                yield from inner
+            gens = [innermost()]
+            for _ in range(3):
+                gens.append(outer(gens[-1]))
+            gens.reverse()
+            def first():
+                capi.tracemalloc_resume(*gens)
+            def second():
+                capi.tracemalloc_resume(*gens)
+            def third():
+                next(gens[0])
+            def fourth():
+                gens[0].throw(KeyError)
+            next(gens[0])
+            for call in itertools.permutations([first, second, third, fourth]):
+                for func in call:
+                    func()
+
     def test_compiled_module(self):
         # It pushes the same frame for each call.
         call_in_frame = import_helper.import_module(

@@ -1,10 +1,8 @@
-// What the tests of tracemalloc cannot do in Python, other than by threads and
-// allocators: look at the traced memory without changing it, leak an object,
-// set a reference tracer or an evaluator, run out of keys or code versions.
+// What the tests of tracemalloc cannot do in Python, other than by threads,
+// allocators and frames: look at the traced memory without changing it, leak an
+// object, set a reference tracer, run out of keys or code versions.
 
 #include "parts.h"
-#include "pycore_ceval.h"         // _PyEval_EvalFrameDefault()
-#include "pycore_frame.h"         // _PyInterpreterFrame
 #include "pycore_interp.h"        // _PyInterpreterState_LookUpIDObject()
 #include "pycore_runtime.h"       // _PyRuntime
 #include "test_tracemalloc.h"
@@ -654,64 +652,6 @@ tracemalloc_next_code_version(PyObject *self, PyObject *arg)
 }
 
 
-/* --- An evaluator ------------------------------------------------------- */
-
-// Pushes frames as an extension does that was compiled with the headers of
-// 3.13.5: the mark of a frame is whatever was there before.
-static PyObject *
-evaluate(PyThreadState *tstate, _PyInterpreterFrame *frame, int throwflag)
-{
-    frame->callers_known = 1;
-    return _PyEval_EvalFrameDefault(tstate, frame, throwflag);
-}
-
-PyDoc_STRVAR(set_evaluator_doc,
-"tracemalloc_set_evaluator(new)\n"
-"--\n\n"
-"Set an evaluator of frames that does not know tracemalloc, or the default.");
-
-static PyObject *
-tracemalloc_set_evaluator(PyObject *self, PyObject *arg)
-{
-    int new = PyObject_IsTrue(arg);
-    if (new < 0) {
-        return NULL;
-    }
-    _PyInterpreterState_SetEvalFrameFunc(
-        PyInterpreterState_Get(),
-        new ? evaluate : _PyEval_EvalFrameDefault);
-    Py_RETURN_NONE;
-}
-
-
-/* --- A compiled module -------------------------------------------------- */
-
-PyDoc_STRVAR(call_in_frame_doc,
-"tracemalloc_call_in_frame(code, func)\n"
-"--\n\n"
-"Call a function in a frame for this code, as modules do whose functions were\n"
-"compiled to C.  It is the same frame each time, and nobody resets its mark.");
-
-static PyObject *
-tracemalloc_call_in_frame(PyObject *self, PyObject *args)
-{
-    static _PyInterpreterFrame frame;
-    PyObject *code, *func;
-    if (!PyArg_ParseTuple(args, "O!O", &PyCode_Type, &code, &func)) {
-        return NULL;
-    }
-    PyThreadState *tstate = PyThreadState_Get();
-    frame.f_executable = code;
-    frame.instr_ptr = _PyCode_CODE((PyCodeObject *)code) + 1;
-    frame.owner = FRAME_OWNED_BY_GENERATOR;
-    frame.previous = tstate->current_frame;
-    tstate->current_frame = &frame;
-    PyObject *result = PyObject_CallNoArgs(func);
-    tstate->current_frame = frame.previous;
-    return result;
-}
-
-
 /* --- The functions ------------------------------------------------------ */
 
 static PyMethodDef test_methods[] = {
@@ -734,19 +674,15 @@ static PyMethodDef test_methods[] = {
      take_turns_doc},
     {"tracemalloc_next_code_version", tracemalloc_next_code_version, METH_O,
      next_code_version_doc},
-    {"tracemalloc_set_evaluator", tracemalloc_set_evaluator, METH_O,
-     set_evaluator_doc},
-    {"tracemalloc_call_in_frame", tracemalloc_call_in_frame, METH_VARARGS,
-     call_in_frame_doc},
     {NULL},
 };
 
 int
 _PyTestInternalCapi_Init_Tracemalloc(PyObject *module)
 {
-#if SIZEOF_VOID_P == 8 && defined(__linux__)
+#if SIZEOF_VOID_P == 8
     // As in 3.13.5: what follows in _PyRuntime stays where it was.
-    Py_BUILD_ASSERT(sizeof(_PyRuntime.tracemalloc) == 232);
+    Py_BUILD_ASSERT(sizeof(_PyRuntime.tracemalloc) == 224 + sizeof(Py_tss_t));
 #endif
     return PyModule_AddFunctions(module, test_methods);
 }

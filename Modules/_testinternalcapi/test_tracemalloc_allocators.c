@@ -12,16 +12,18 @@
 
 #include <errno.h>                // errno
 #include <stdbool.h>              // bool
-#include <stddef.h>               // max_align_t
+#include <stddef.h>               // offsetof()
 #include <stdlib.h>               // malloc(), calloc()
 
-#if defined(__linux__) && defined(__x86_64__)
-#  include <linux/filter.h>       // struct sock_filter
-#  include <linux/seccomp.h>      // SECCOMP_RET_ERRNO
-#  include <sys/prctl.h>          // prctl()
-#  include <sys/syscall.h>        // SYS_membarrier
+#if defined(__linux__) && defined(__x86_64__) && defined(__has_include)
+#  if __has_include(<linux/seccomp.h>)
+#    include <linux/filter.h>     // struct sock_filter
+#    include <linux/seccomp.h>    // SECCOMP_RET_ERRNO
+#    include <sys/prctl.h>        // prctl()
+#    include <sys/syscall.h>      // SYS_membarrier
+#  endif
 #endif
-#if defined(SYS_membarrier) && defined(SECCOMP_RET_ERRNO)
+#if defined(SYS_membarrier) && defined(SECCOMP_RET_KILL_PROCESS)
 #  define CAN_FORBID_MEMBARRIER
 #endif
 #ifdef HAVE_FORK
@@ -167,7 +169,10 @@ tracemalloc_set_on_top(PyObject *self, PyObject *args)
 
 // One block of one byte does not come from the allocator below.
 static struct {
-    max_align_t block;
+    union {
+        long double any;
+        void *pointer;
+    } block;
     bool used;
 } cache;
 

@@ -250,7 +250,7 @@ tell_all(enum command command)
 {
     int n = 0;
     FOR_ACTORS(a) {
-        tell(a, command);
+        command_actor(a, command);
         n++;
     }
     for (; n > 0; n--) {
@@ -318,7 +318,7 @@ run_serial(actor_t *director, int nsteps)
     }
     for (; nsteps > 0 && !failed(); nsteps--) {
         actor_t *a = alive[rnd(director, n)];
-        tell(a, STEPS);
+        command_actor(a, STEPS);
         wait_for(&_PyTestOracle.done);
         if (nsteps % STEPS_PER_QUERY == 1) {
             _PyTestOracle_CheckCounters(a);
@@ -484,7 +484,7 @@ remove_(PyObject *self, PyObject *arg)
     FOR_ACTORS(a) {
         if (a->home == interp) {
             a->tally = &_PyTestOracle.tally;
-            tell(a, QUIT);
+            command_actor(a, QUIT);
             wait_for(&_PyTestOracle.done);
             _PySemaphore_Destroy(&a->wake);
             a->alive = false;

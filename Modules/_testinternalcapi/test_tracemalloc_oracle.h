@@ -269,7 +269,7 @@ wait_for(_PySemaphore *semaphore)
 
 // Called without a thread state attached.
 static inline void
-tell(actor_t *a, enum command command)
+command_actor(actor_t *a, enum command command)
 {
     a->command = command;
     _PySemaphore_Wakeup(&a->wake);

@@ -206,7 +206,7 @@ take_snapshot(interp_t *interp, tracemalloc_snapshot *snapshot)
     FOR_ACTORS(a) {
         if (a->home == interp && !a->stateless) {
             a->snapshot = snapshot;
-            tell(a, SNAPSHOT);
+            command_actor(a, SNAPSHOT);
             wait_for(&_PyTestOracle.done);
             return;
         }
