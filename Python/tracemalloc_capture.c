@@ -53,10 +53,9 @@ typedef struct _tracemalloc_capture tracemalloc_capture;
 // slots and tracebacks take.
 #define FREE_MEMORY (2 << 20)
 
-// Of the frames of a walk these most recent ones are remembered, and of the
-// older ones each so many-th.
+// So many of the frames of a walk are remembered, the most recent ones; and of
+// the older ones each so many-th.
 #define NUM_RECENT 32
-#define DISTANCE 8
 
 typedef struct {
     const _PyInterpreterFrame *frame;
@@ -421,7 +420,7 @@ walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
             callers = add_caller(capture, by_depth, frame, callers, ++depth);
         }
         frame = capture->frames[--n];
-        if (n < NUM_RECENT || n % DISTANCE == 0) {
+        if (n < NUM_RECENT || n % NUM_RECENT == 0) {
             remember(ts, frame, callers);
         }
     }

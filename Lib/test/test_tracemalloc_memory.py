@@ -225,25 +225,38 @@ class MemoryTests(ScriptBase):
 
     def test_deep_recursion_in_many_threads(self):
         # While they live, what they remember of their stacks takes little more
-        # than the traces.
+        # than the traces do.
         self.run_script("""
+            from itertools import repeat
             NUM_THREADS = 40
             sys.setrecursionlimit(5000)
-            finished = threading.Barrier(NUM_THREADS + 1)
-            end = threading.Event()
-            def down(n):
-                return down(n - 1) if n else bytearray(1)
-            def work():
-                down(3000)
+            def down(steps):
+                # No object is made on the way.
+                for _ in steps:
+                    return down(steps)
+                return bytearray(1)
+            def measure(depth):
+                finished = threading.Barrier(NUM_THREADS + 1)
+                end = threading.Event()
+                def work():
+                    down(repeat(None, depth))
+                    finished.wait()
+                    end.wait()
+                tracemalloc.start(10)
+                threads = [threading.Thread(target=work)
+                           for _ in range(NUM_THREADS)]
+                for thread in threads:
+                    thread.start()
                 finished.wait()
-                end.wait()
-            tracemalloc.start(10)
-            for _ in range(NUM_THREADS):
-                threading.Thread(target=work).start()
-            finished.wait()
-            memory = tracemalloc.get_tracemalloc_memory()
-            end.set()
-            assert memory < 4 << 20, memory
+                memory = tracemalloc.get_tracemalloc_memory()
+                end.set()
+                for thread in threads:
+                    thread.join()
+                tracemalloc.stop()
+                return memory
+            shallow = measure(1)
+            deep = measure(3000)
+            assert deep < 2 * shallow + (3 << 20), (shallow, deep)
             """)
 
 

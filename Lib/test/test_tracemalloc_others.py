@@ -225,6 +225,21 @@ class OtherAllocatorTests(ScriptBase):
                 tracemalloc.stop()
             """)
 
+    def test_memory_from_below(self):
+        # Also while somebody's allocator is on top of the hooks.
+        self.run_script("""
+            capi.tracemalloc_count_raw()
+            for _ in range(3):
+                before = capi.tracemalloc_counted_raw()
+                tracemalloc.start()
+                kept = [bytearray(n) for n in range(1000)]
+                memory = tracemalloc.get_tracemalloc_memory()
+                assert capi.tracemalloc_counted_raw() > before + memory / 2
+                hooks = capi.tracemalloc_get_allocator('raw')
+                capi.tracemalloc_set_on_top('raw', hooks)
+                tracemalloc.stop()
+            """)
+
     def test_set_without_chaining_and_set_back(self):
         # Whatever was there before, the hooks can go in again.
         self.check("""

@@ -116,6 +116,26 @@ def recursion(n):
         yield
 
 
+NEW = 2000              # frames
+
+
+def descend_silently(steps):
+    """A call for each item of an iterator, with a block at the end only."""
+    for _ in steps:
+        return descend_silently(steps)
+    return [None]
+
+
+def new_stacks(n):
+    """Blocks, n in all, each of them at the end of 2,000 new frames."""
+    sys.setrecursionlimit(2 * NEW)
+    yield
+    for chunk in passes(n):
+        for _ in chunk:
+            descend_silently(repeat(None, NEW))
+        yield
+
+
 def branch(levels, kept):
     """A tree of calls, each with another line as its caller."""
     kept.append([])
@@ -162,6 +182,29 @@ def short_threads(n):
                 thread.join()
             kept.clear()
         yield
+
+
+def deep_threads(n):
+    """Threads, n at the same time, each of which was 2,000 frames deep."""
+    sys.setrecursionlimit(2 * NEW)
+    been_there = threading.Barrier(n + 1)
+    end = threading.Event()
+
+    def work():
+        descend_silently(repeat(None, NEW))
+        been_there.wait()
+        end.wait()
+
+    yield
+    threads = [threading.Thread(target=work) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    been_there.wait()
+    yield
+    end.set()
+    for thread in threads:
+        thread.join()
+    yield
 
 
 DELEGATED = 300         # generators, one in the other
@@ -330,9 +373,9 @@ def suite(name):
 
 
 PROGRAMS = {function.__name__: function for function in (
-    deep_path, random_walks, recursion, tree_recursion, short_threads,
-    yield_from, asyncio_tasks, exec_one_name, exec_own_names, full_heap,
-    sawtooth, huge_list)}
+    deep_path, random_walks, recursion, new_stacks, tree_recursion,
+    short_threads, deep_threads, yield_from, asyncio_tasks, exec_one_name,
+    exec_own_names, full_heap, sawtooth, huge_list)}
 
 
 def shape(name, frames, n):
