@@ -174,8 +174,8 @@ class ForkTests(ForkBase):
             def use():
                 tracemalloc.start()
                 kept = [bytearray(n * 7) for n in range(100)]
-                addr = capi.tracemalloc_raw_malloc(70, 'stateless')
-                capi.tracemalloc_raw_free(addr, 'stateless')
+                addr = capi.tracemalloc_raw_malloc(70, 'detached')
+                capi.tracemalloc_raw_free(addr, 'detached')
                 check_sums()
                 tracemalloc.stop()
             def fork():
