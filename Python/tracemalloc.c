@@ -5,18 +5,23 @@
 #include "pycore_ceval.h"         // _PyEval_StopTheWorldAll()
 #include "pycore_tracemalloc_shared.h"  // lock_mutex()
 
+#ifdef HAVE_FORK
+#  include <pthread.h>            // pthread_atfork()
+#endif
+
 // As many as tracemalloc_item.total_nframe can count.
 #define MAX_NFRAME UINT16_MAX
 
 
 // False if the caller has no thread state, since it deletes an interpreter
-// without threads.  Inside fork() the others were stopped already.  And at
-// finalization no other thread can attach, and one that has ended while it
-// waited to stop the world may still hold the lock for that.
+// without threads.  In a handler of fork() the caller itself has stopped the
+// others already.  And at finalization no other thread can attach, and one that
+// has ended while it waited to stop the world may still hold the lock for that.
 static bool
 has_other_threads(void)
 {
-    return _PyThreadState_GET() != NULL && !is_forking()
+    return _PyThreadState_GET() != NULL
+           && !_PyRuntime.stoptheworld.world_stopped
            && _PyRuntimeState_GetFinalizing(&_PyRuntime) == NULL;
 }
 
@@ -196,52 +201,59 @@ _PyTraceMalloc_ForgetThreadStates(void)
 
 /* --- Fork --------------------------------------------------------------- */
 
-bool
-_PyTraceMalloc_IsForking(const PyThreadState *forking)
-{
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate == NULL) {
-        return forking->thread_id == PyThread_get_thread_ident();
-    }
-#if WITH_GIL
-    return tstate->interp->ceval.gil == forking->interp->ceval.gil;
-#else
-    return tstate == forking;
-#endif
-}
-
 #ifdef HAVE_FORK
-// Of all interpreters: handlers of pthread_atfork() may start and stop tracing.
-// With the lock of the list of interpreters held.
+// Handlers of fork() in the C library.  Others may have handlers that run
+// Python code, and let go of the GIL.  These ones run last before the fork, and
+// first after it, since they are registered before any extension is loaded.
+
 static void
 change_mutexes(void (*change)(PyMutex *))
 {
-    PyInterpreterState *interp = PyInterpreterState_Head();
-    for (; interp != NULL; interp = PyInterpreterState_Next(interp)) {
-        change(&interp->tracemalloc.mutex);
+    struct llist_node *node;
+    llist_for_each(node, &RUNTIME->tracing) {
+        change(&llist_data(node, interp_state, node)->mutex);
     }
     change(&RUNTIME->directory_mutex);
 }
 
-void
-_PyTraceMalloc_BeforeFork(void)
+static void
+before_fork(void)
 {
     lock_mutex(&RUNTIME->mutex);
     _PyTraceMalloc_CloseCredits();
     change_mutexes(lock_mutex);
-    _Py_atomic_store_ptr_relaxed(&RUNTIME->forking, _PyThreadState_GET());
 }
 
-void
-_PyTraceMalloc_AfterFork_Parent(void)
+static void
+after_fork_in_parent(void)
 {
-    _Py_atomic_store_ptr_relaxed(&RUNTIME->forking, NULL);
     change_mutexes(unlock_mutex);
     unlock_mutex(&RUNTIME->mutex);
 }
 
-// The locks are held by this thread, and whoever else waited for them is gone.
-// So are the threads of other interpreters, at an arbitrary point: nothing of
+// Whoever else waited for the locks is gone.
+static void
+after_fork_in_child(void)
+{
+    change_mutexes(_PyMutex_at_fork_reinit);
+    _PyMutex_at_fork_reinit(&RUNTIME->mutex);
+}
+
+int
+_PyTraceMalloc_HandleForks(void)
+{
+    if (!RUNTIME->handles_forks) {
+        if (pthread_atfork(before_fork, after_fork_in_parent,
+                           after_fork_in_child) != 0)
+        {
+            return -1;
+        }
+        RUNTIME->handles_forks = true;
+    }
+    return 0;
+}
+
+// The threads of other interpreters are gone, at an arbitrary point: nothing of
 // these interpreters can be trusted but what the locks guard.  The rest of
 // their memory is left alone.
 void
@@ -250,10 +262,6 @@ _PyTraceMalloc_AfterFork_Child(void)
     interp_state *tm = &_PyRuntime._main_interpreter.tracemalloc;
     // The thread may have got credit in a handler of pthread_atfork().
     _PyTraceMalloc_CloseCredits();
-    _Py_atomic_store_ptr_relaxed(&RUNTIME->forking, NULL);
-    _PyMutex_at_fork_reinit(&RUNTIME->mutex);
-    _PyMutex_at_fork_reinit(&tm->mutex);
-    _PyMutex_at_fork_reinit(&RUNTIME->directory_mutex);
     if (is_idle()) {
         return;
     }
@@ -264,7 +272,6 @@ _PyTraceMalloc_AfterFork_Child(void)
             other->tracing = 0;
             llist_remove(node);
             _Py_atomic_add_int(&RUNTIME->ntracing, -1);
-            _PyMutex_at_fork_reinit(&other->mutex);
             // The child may free blocks of theirs, and need the keys.
             _PyTraceMalloc_FreePages(other);
             PyThread_tss_delete(&other->reentrant_key);

@@ -354,7 +354,7 @@ static inline bool
 is_suspended(const _PyInterpreterFrame *frame, bool in_c)
 {
     return in_c && frame->owner == FRAME_OWNED_BY_GENERATOR
-           && frame->stacktop >= 0;
+           && frame->stacktop >= 0 && is_pushed_by_core(frame);
 }
 
 static size_t
@@ -392,7 +392,8 @@ walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
                 return false;
             }
             capture->frames[n] = frame;
-            in_c = false;
+            // What others push has been called by C code.
+            in_c = !is_pushed_by_core(frame);
             frame = first_complete(frame->previous, &in_c);
         }
         // One for the end, one for what is older, one for the traceback.

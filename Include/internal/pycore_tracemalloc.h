@@ -106,8 +106,6 @@ struct _tracemalloc_runtime_state {
     struct llist_node tracing;
     // The last number given out as a generation or as an epoch.
     uint64_t last_number;
-    // The thread that is inside fork(), or NULL; relaxed.
-    PyThreadState *forking;
     // Changes when hooks were installed or removed.  Atomic.
     uint32_t hooks_version;
     // Number of levels that have hooks, and that ever had some, by domain.
@@ -117,9 +115,11 @@ struct _tracemalloc_runtime_state {
     bool tstates_gone;
     // Does the system make other processors see a write?
     bool has_barrier;
+    // Will the C library call tracemalloc when the process forks?
+    bool handles_forks;
 
     // All that follows is written by all threads.
-    char padding[8 + sizeof(Py_tss_t)];
+    char padding[16 + sizeof(Py_tss_t)];
     PyMutex mutex;
     PyMutex directory_mutex;
     tracemalloc_counters counters;
@@ -362,11 +362,11 @@ extern void _PyTraceMalloc_ThreadEnds(PyThreadState *tstate);
 extern void _PyTraceMalloc_ForgetThreadStates(void);
 
 #ifdef HAVE_FORK
-// Hold the locks of tracemalloc over fork().  Nothing may be allocated
-// meanwhile but by this thread, so the first of these comes last before fork()
-// and the others first after it.
-extern void _PyTraceMalloc_BeforeFork(void);
-extern void _PyTraceMalloc_AfterFork_Parent(void);
+// From now on hold the locks of tracemalloc over each fork().  -1 if there is
+// no memory.
+extern int _PyTraceMalloc_HandleForks(void);
+
+// Comes first in a child that is to run Python code.
 extern void _PyTraceMalloc_AfterFork_Child(void);
 #endif
 

@@ -56,34 +56,16 @@ as_interp(interp_state *tm)
     return _Py_CONTAINER_OF(tm, PyInterpreterState, tracemalloc);
 }
 
-// The rest of is_forking() while a thread is inside fork().
-extern bool _PyTraceMalloc_IsForking(const PyThreadState *forking);
-
-// Has the calling thread all locks?  That is so inside fork(), where handlers
-// of pthread_atfork() may run Python code; and for whoever got the GIL from
-// such a handler, which waits for it.
-static inline bool
-is_forking(void)
-{
-    const PyThreadState *forking =
-        (const PyThreadState *)_Py_atomic_load_ptr_relaxed(&RUNTIME->forking);
-    return forking != NULL && _PyTraceMalloc_IsForking(forking);
-}
-
 static inline void
 lock_mutex(PyMutex *mutex)
 {
-    if (!is_forking()) {
-        PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
-    }
+    PyMutex_LockFlags(mutex, _Py_LOCK_DONT_DETACH);
 }
 
 static inline void
 unlock_mutex(PyMutex *mutex)
 {
-    if (!is_forking()) {
-        PyMutex_Unlock(mutex);
-    }
+    PyMutex_Unlock(mutex);
 }
 
 // The runtime's mutex, which a caller that is not attached holds already.

@@ -138,7 +138,8 @@ class ForkTests(ForkBase):
             """)
 
     def test_handler_releases_the_gil(self):
-        # Another thread allocates while the handler waits inside fork().
+        # Other threads allocate while the handler waits inside fork(), and it
+        # allocates while it does not have the GIL.
         self.run_fork("""
             import time
             tracemalloc.start()
@@ -147,6 +148,10 @@ class ForkTests(ForkBase):
             def handler():
                 if os.getpid() == parent:
                     time.sleep(0.01)
+                    for how in 'detached', 'stateless':
+                        for _ in range(20):
+                            addr = capi.tracemalloc_raw_malloc(70, how)
+                            capi.tracemalloc_raw_free(addr, how)
             capi.tracemalloc_call_at_fork(handler)
             def work():
                 while not stop:

@@ -8,6 +8,7 @@ resumed by somebody else, lines that change while they are executed.
 
 import _imp
 import asyncio
+import functools
 import itertools
 import random
 import sys
@@ -567,18 +568,43 @@ class EvaluatorTests(TracebackTestCase):
             for _ in range(3):
                 gens.append(outer(gens[-1]))
             gens.reverse()
-            def first():
-                capi.tracemalloc_resume(*gens)
-            def second():
-                capi.tracemalloc_resume(*gens)
-            def third():
-                next(gens[0])
-            def fourth():
-                gens[0].throw(KeyError)
+            calls = (lambda: capi.tracemalloc_resume(*gens),
+                     lambda: capi.tracemalloc_resume(*gens),
+                     lambda: next(gens[0]),
+                     lambda: gens[0].throw(KeyError))
             next(gens[0])
-            for call in itertools.permutations([first, second, third, fourth]):
-                for func in call:
-                    func()
+            for permutation in itertools.permutations(calls):
+                for call in permutation:
+                    call()
+
+    def test_throw_into_compiled_iterator(self):
+        # Its frame is pushed right on top of the generator that waits for it.
+        capi = import_helper.import_module('_testinternalcapi')
+        code = compile('def f(): pass', 'compiled', 'exec').co_consts[0]
+        for record in self.each_limit():
+            def inner():
+                record()
+            class Iterator:
+                throw = functools.partial(
+                    capi.tracemalloc_call_in_frame, code, inner)
+                def __iter__(self):
+                    return self
+                def __next__(self):
+                    record()
+            def outer():
+                yield from Iterator()
+            def outermost():
+                for item in gen:
+                    record()
+                    yield item
+            gen = outer()
+            top = outermost()
+            calls = (lambda: next(top),
+                     lambda: gen.throw(KeyError),
+                     lambda: next(gen))
+            for permutation in itertools.permutations(calls):
+                for call in permutation:
+                    call()
 
     def test_compiled_module(self):
         # It pushes the same frame for each call.

@@ -42,7 +42,7 @@ tracemalloc_set_evaluator(PyObject *self, PyObject *arg)
 /* --- Compiled modules --------------------------------------------------- */
 
 PyDoc_STRVAR(call_in_frame_doc,
-"tracemalloc_call_in_frame(code, func)\n"
+"tracemalloc_call_in_frame(code, func, *ignored)\n"
 "--\n\n"
 "Call a function in a frame for this code, as modules do whose functions were\n"
 "compiled to C.  It is the same frame each time, and nobody resets its mark.");
@@ -51,14 +51,17 @@ static PyObject *
 tracemalloc_call_in_frame(PyObject *self, PyObject *args)
 {
     static _PyInterpreterFrame frame;
-    PyObject *code, *func;
-    if (!PyArg_ParseTuple(args, "O!O", &PyCode_Type, &code, &func)) {
+    PyObject *code, *func, *ignored = NULL;
+    if (!PyArg_ParseTuple(args, "O!O|O", &PyCode_Type, &code, &func,
+                          &ignored))
+    {
         return NULL;
     }
     PyThreadState *tstate = PyThreadState_Get();
     frame.f_executable = code;
     frame.instr_ptr = _PyCode_CODE((PyCodeObject *)code) + 1;
     frame.owner = FRAME_OWNED_BY_GENERATOR;
+    frame.stacktop = -1;
     frame.previous = tstate->current_frame;
     tstate->current_frame = &frame;
     PyObject *result = PyObject_CallNoArgs(func);
