@@ -591,13 +591,13 @@ class EvaluatorTests(TracebackTestCase):
                     return self
                 def __next__(self):
                     record()
-            def outer():
-                yield from Iterator()
+            def outer(iterable):
+                yield from iterable
             def outermost():
                 for item in gen:
                     record()
                     yield item
-            gen = outer()
+            gen = outer(outer(Iterator()))
             top = outermost()
             calls = (lambda: next(top),
                      lambda: gen.throw(KeyError),
