@@ -27,20 +27,23 @@ has_other_threads(void)
 
 // Without a GIL, other threads, of any interpreter, may use the slots of this
 // one: bring them to rest.  Then lock the runtime.
-static void
+// Returns what start_threads() needs.
+static bool
 stop_threads(void)
 {
-    if (has_other_threads()) {
+    bool stopped = has_other_threads();
+    if (stopped) {
         _PyEval_StopTheWorldAll(&_PyRuntime);
     }
     lock_mutex(&RUNTIME->mutex);
+    return stopped;
 }
 
 static void
-start_threads(void)
+start_threads(bool stopped)
 {
     unlock_mutex(&RUNTIME->mutex);
-    if (has_other_threads()) {
+    if (stopped) {
         _PyEval_StartTheWorldAll(&_PyRuntime);
     }
 }
@@ -118,13 +121,13 @@ _PyTraceMalloc_Start(int max_nframe, bool inherited)
         // without locks.
         uint32_t version = _Py_atomic_load_uint32(&RUNTIME->hooks_version);
         uint8_t reached = _PyTraceMalloc_ProbeHooks();
-        stop_threads();
+        bool stopped = stop_threads();
         is_current = version == _Py_atomic_load_uint32(
             &RUNTIME->hooks_version);
         if (is_current) {
             res = start_locked(tm, max_nframe, inherited, reached);
         }
-        start_threads();
+        start_threads(stopped);
     } while (!is_current);
     if (res == -2) {
         PyErr_SetString(PyExc_RuntimeError,
@@ -171,12 +174,12 @@ void
 _PyTraceMalloc_Stop(PyInterpreterState *interp)
 {
     if (interp->tracemalloc.tracing) {
-        stop_threads();
+        bool stopped = stop_threads();
         // Another thread may have been faster.
         if (interp->tracemalloc.tracing) {
             stop_locked(interp);
         }
-        start_threads();
+        start_threads(stopped);
     }
 }
 
@@ -294,7 +297,7 @@ _PyTraceMalloc_ClearTraces(void)
     if (!tm->tracing) {
         return;
     }
-    stop_threads();
+    bool stopped = stop_threads();
     if (tm->tracing) {
         _PyTraceMalloc_DropTraces(tm);
         // Without memory the first traces may need some.
@@ -303,7 +306,7 @@ _PyTraceMalloc_ClearTraces(void)
         new_epoch(tm);
         _PyTraceMalloc_ResetCounterPeak();
     }
-    start_threads();
+    start_threads(stopped);
 }
 
 void
@@ -333,11 +336,11 @@ _PyTraceMalloc_Snapshot(tracemalloc_snapshot *snapshot)
     *snapshot = (tracemalloc_snapshot){0};
     int res = 0;
     if (interp->tracemalloc.tracing) {
-        stop_threads();
+        bool stopped = stop_threads();
         if (interp->tracemalloc.tracing) {
             res = _PyTraceMalloc_CopyTraces(interp, snapshot);
         }
-        start_threads();
+        start_threads(stopped);
     }
     if (res < 0) {
         PyErr_NoMemory();
