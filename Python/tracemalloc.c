@@ -26,8 +26,8 @@ has_other_threads(void)
 }
 
 // Without a GIL, other threads, of any interpreter, may use the slots of this
-// one: bring them to rest.  Then lock the runtime.
-// Returns what start_threads() needs.
+// one: bring them to rest.  Then lock the runtime.  Returns what
+// start_threads() needs.
 static bool
 stop_threads(void)
 {
@@ -82,7 +82,7 @@ start_locked(interp_state *tm, int max_nframe, bool inherited,
     }
     // Hooks first, so that the free of what is traced is seen.
     if (_PyTraceMalloc_InstallHooks(reached) < 0
-        || _PyTraceMalloc_OpenTraces(tm) < 0)
+        || _PyTraceMalloc_OpenTraces(tm, reached) < 0)
     {
         PyThread_tss_delete(&tm->reentrant_key);
         close_if_idle();

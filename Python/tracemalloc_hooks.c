@@ -424,7 +424,8 @@ static const PyMemAllocatorEx hooks[NUM_LEVELS][NUM_DOMAINS] = {
 //   whoever had saved that has set it again.  The same hooks go in again.
 // - Else somebody has set an allocator without chaining; or it chains, but not
 //   for this call.  The hooks of the next level go in on top of it.  A level
-//   is used once, so that a call cannot go round in circles.
+//   is used once while there are others, so that a call cannot go round in
+//   circles.
 
 uint8_t
 _PyTraceMalloc_ProbeHooks(void)
@@ -523,12 +524,12 @@ install_domain(PyMemAllocatorDomain domain, bool reached)
 }
 
 const PyMemAllocatorEx *
-_PyTraceMalloc_AllocatorBelow(PyMemAllocatorDomain domain)
+_PyTraceMalloc_AllocatorBelow(PyMemAllocatorDomain domain, uint8_t reached)
 {
     PyMemAllocatorEx top;
     PyMem_GetAllocator(domain, &top);
-    if (top.malloc == hooks[0][domain].malloc
-        || thread_of(_PyThreadState_GET())->reached & LOWEST_BIT(domain))
+    if (reached & LOWEST_BIT(domain)
+        || top.malloc == hooks[0][domain].malloc)
     {
         return below(domain, 0);
     }
@@ -547,7 +548,7 @@ _PyTraceMalloc_InstallHooks(uint8_t reached)
     _Py_atomic_store_uintptr_relaxed(
         &RUNTIME->block_offset,
         _PyMem_DebugBlockOffset(
-            _PyTraceMalloc_AllocatorBelow(PYMEM_DOMAIN_OBJ)));
+            _PyTraceMalloc_AllocatorBelow(PYMEM_DOMAIN_OBJ, reached)));
     _Py_atomic_add_uint32(&RUNTIME->hooks_version, 1);
     return 0;
 }

@@ -8,10 +8,10 @@
 /* --- All traces --------------------------------------------------------- */
 
 int
-_PyTraceMalloc_OpenTraces(interp_state *tm)
+_PyTraceMalloc_OpenTraces(interp_state *tm, uint8_t reached)
 {
     const PyMemAllocatorEx *allocator = _PyTraceMalloc_AllocatorBelow(
-        PYMEM_DOMAIN_RAW);
+        PYMEM_DOMAIN_RAW, reached);
     tracemalloc_directory *directory = RUNTIME->directory;
     if (directory == NULL) {
         // Not from Python's allocators, since it outlives them.

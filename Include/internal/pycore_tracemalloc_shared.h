@@ -218,7 +218,7 @@ extern bool _PyTraceMalloc_Find(
 // With the runtime's mutex held, and no other thread attached.  Open sets up
 // what holds traces, once hooks are in; -1 if there is no memory.  Drop removes
 // all traces and uncounts them.
-extern int _PyTraceMalloc_OpenTraces(interp_state *tm);
+extern int _PyTraceMalloc_OpenTraces(interp_state *tm, uint8_t reached);
 extern void _PyTraceMalloc_DropTraces(interp_state *tm);
 
 // With the runtime's mutex held: no interpreter traces any more, so the
@@ -294,10 +294,9 @@ extern int _PyTraceMalloc_InstallHooks(uint8_t reached);
 extern void _PyTraceMalloc_RemoveHooks(void);
 
 // The allocator below the lowest hooks, also below those that came later on top
-// of others; the C library's if no call has reached the lowest ones at the last
-// probe.
+// of others; the C library's if the lowest ones are not in use.
 extern const PyMemAllocatorEx *_PyTraceMalloc_AllocatorBelow(
-    PyMemAllocatorDomain domain);
+    PyMemAllocatorDomain domain, uint8_t reached);
 
 // The thread state of the calling thread, which is not attached; NULL if it
 // has none that is its own.

@@ -301,8 +301,6 @@ class MainRawTests(TestBase):
         self.assert_sums()
 
 
-# --- Threads that are held up -------------------------------------------
-
 class LentTests(ScriptBase):
 
     @unittest.skipIf(support.Py_DEBUG, 'CPython asserts that nobody does it')
@@ -318,6 +316,8 @@ class LentTests(ScriptBase):
             check_sums()
             """)
 
+
+# --- Threads that are held up -------------------------------------------
 
 class HeldUpTests(FaultsBase):
     """Something happens while a thread reallocates a block."""

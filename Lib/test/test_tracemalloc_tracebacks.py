@@ -517,10 +517,22 @@ class EvaluatorTests(TracebackTestCase):
                 capi.tracemalloc_set_evaluator(False)
             call()
 
+
+class CompiledModuleTests(TracebackTestCase):
+    """Frames are handled by a module that was compiled for 3.13.5."""
+
+    def setUp(self):
+        super().setUp()
+        self.capi = import_helper.import_module('_testinternalcapi')
+
+    def call_in_all_orders(self, *calls):
+        for permutation in itertools.permutations(calls):
+            for call in permutation:
+                call()
+
     def test_new_frame(self):
-        # A module that was compiled for 3.13.5 has pushed it.
-        capi = import_helper.import_module('_testinternalcapi')
-        call_in_new_frame = capi.tracemalloc_call_in_new_frame
+        # The module has pushed it.
+        call_in_new_frame = self.capi.tracemalloc_call_in_new_frame
         for record in self.each_limit():
             def inner():
                 record()
@@ -533,26 +545,22 @@ class EvaluatorTests(TracebackTestCase):
                 call()
 
     def test_resumed_generator(self):
-        # Such a module has resumed it.
-        capi = import_helper.import_module('_testinternalcapi')
+        # The module has resumed it.
+        resume = self.capi.tracemalloc_resume
         for record in self.each_limit():
             def generate():
                 while True:
                     record()
                     yield
             gen = generate()
-            def first():
-                capi.tracemalloc_resume(gen)
-            def second():
-                capi.tracemalloc_resume(gen)
-            def third():
-                next(gen)
-            for call in third, first, second, third, second, first, third:
-                call()
+            next(gen)
+            self.call_in_all_orders(lambda: resume(gen),
+                                    lambda: resume(gen),
+                                    lambda: next(gen))
 
     def test_throw(self):
-        # Such a module has linked the generators that wait for the last one.
-        capi = import_helper.import_module('_testinternalcapi')
+        # The module has linked the generators that wait for the last one.
+        resume = self.capi.tracemalloc_resume
         for record in self.each_limit():
             def innermost():
                 while True:
@@ -568,25 +576,21 @@ class EvaluatorTests(TracebackTestCase):
             for _ in range(3):
                 gens.append(outer(gens[-1]))
             gens.reverse()
-            calls = (lambda: capi.tracemalloc_resume(*gens),
-                     lambda: capi.tracemalloc_resume(*gens),
-                     lambda: next(gens[0]),
-                     lambda: gens[0].throw(KeyError))
             next(gens[0])
-            for permutation in itertools.permutations(calls):
-                for call in permutation:
-                    call()
+            self.call_in_all_orders(lambda: resume(*gens),
+                                    lambda: resume(*gens),
+                                    lambda: next(gens[0]),
+                                    lambda: gens[0].throw(KeyError))
 
     def test_throw_into_compiled_iterator(self):
         # Its frame is pushed right on top of the generator that waits for it.
-        capi = import_helper.import_module('_testinternalcapi')
         code = compile('def f(): pass', 'compiled', 'exec').co_consts[0]
         for record in self.each_limit():
             def inner():
                 record()
             class Iterator:
                 throw = functools.partial(
-                    capi.tracemalloc_call_in_frame, code, inner)
+                    self.capi.tracemalloc_call_in_frame, code, inner)
                 def __iter__(self):
                     return self
                 def __next__(self):
@@ -599,17 +603,13 @@ class EvaluatorTests(TracebackTestCase):
                     yield item
             gen = outer(outer(Iterator()))
             top = outermost()
-            calls = (lambda: next(top),
-                     lambda: gen.throw(KeyError),
-                     lambda: next(gen))
-            for permutation in itertools.permutations(calls):
-                for call in permutation:
-                    call()
+            self.call_in_all_orders(lambda: next(top),
+                                    lambda: gen.throw(KeyError),
+                                    lambda: next(gen))
 
     def test_compiled_module(self):
         # It pushes the same frame for each call.
-        call_in_frame = import_helper.import_module(
-            '_testinternalcapi').tracemalloc_call_in_frame
+        call_in_frame = self.capi.tracemalloc_call_in_frame
         code = compile('def f(): pass', 'compiled', 'exec').co_consts[0]
         def call(func):
             return call_in_frame(code, func), sys._getframe().f_lineno

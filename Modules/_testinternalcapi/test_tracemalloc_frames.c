@@ -42,7 +42,7 @@ tracemalloc_set_evaluator(PyObject *self, PyObject *arg)
 /* --- Compiled modules --------------------------------------------------- */
 
 PyDoc_STRVAR(call_in_frame_doc,
-"tracemalloc_call_in_frame(code, func, *ignored)\n"
+"tracemalloc_call_in_frame(code, func, ignored=None)\n"
 "--\n\n"
 "Call a function in a frame for this code, as modules do whose functions were\n"
 "compiled to C.  It is the same frame each time, and nobody resets its mark.");
