@@ -44,7 +44,7 @@
 typedef struct _tracemalloc_capture tracemalloc_capture;
 
 // Nodes that a capture has room for: grows by need, so that a thread spends
-// from 6 to 360 kilobytes.
+// from 5 to 330 kilobytes.
 #define MIN_NODES 128
 #define MAX_NODES 8192
 #define GROWTH 4
@@ -54,8 +54,9 @@ typedef struct _tracemalloc_capture tracemalloc_capture;
 #define FREE_MEMORY (2 << 20)
 
 // So many of the frames of a walk are remembered, the most recent ones; and of
-// the older ones each so many-th.
+// the older ones those that are so many frames away times a power of 2.
 #define NUM_RECENT 32
+#define MAX_REMEMBERED (NUM_RECENT + 32)
 
 typedef struct {
     const _PyInterpreterFrame *frame;
@@ -77,9 +78,6 @@ struct _tracemalloc_capture {
     size_t max_nodes;             // a power of 2
     call_node *nodes;             // the id of a node is its index + 1
     activation *activations;      // max_nodes / 2
-    // The frames of a walk, most recent first: max_nodes / 2.  Older ones are
-    // not remembered.
-    _PyInterpreterFrame **frames;
     uint32_t *index;              // hash table of node ids: max_nodes * 2
 };
 
@@ -91,8 +89,7 @@ capture_memory(size_t max_nodes)
 {
     return sizeof(tracemalloc_capture)
            + max_nodes * (sizeof(call_node) + 2 * sizeof(uint32_t))
-           + max_nodes / 2 * (sizeof(activation)
-                              + sizeof(_PyInterpreterFrame *));
+           + max_nodes / 2 * sizeof(activation);
 }
 
 static void
@@ -116,9 +113,7 @@ new_capture(interp_state *tm, size_t max_nodes)
     capture->max_nodes = max_nodes;
     capture->nodes = (call_node *)(capture + 1);
     capture->activations = (activation *)(capture->nodes + max_nodes);
-    capture->frames = (_PyInterpreterFrame **)(capture->activations
-                                               + max_nodes / 2);
-    capture->index = (uint32_t *)(capture->frames + max_nodes / 2);
+    capture->index = (uint32_t *)(capture->activations + max_nodes / 2);
     _Py_atomic_add_ssize(&tm->capture_memory, (Py_ssize_t)size);
     return capture;
 }
@@ -216,14 +211,6 @@ add_anonymous_node(tracemalloc_capture *capture, size_t depth)
     return add_node(capture, &(call_node){.depth = (uint32_t)depth});
 }
 
-static inline bool
-is_node_of(const call_node *node, const _Py_CODEUNIT *instr, uint32_t version,
-           uint32_t callers)
-{
-    return node->instr == instr && node->version == version
-           && node->callers == callers;
-}
-
 // The node of a frame with these callers.  There is room for it.
 static uint32_t
 find_node(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
@@ -234,17 +221,12 @@ find_node(tracemalloc_capture *capture, _PyInterpreterFrame *frame,
     if (version == 0) {
         return add_anonymous_node(capture, depth);
     }
-    // Callers of one after the other, as a walk adds them.
-    if (callers < capture->nnodes
-        && is_node_of(get_node(capture, callers + 1), instr, version, callers))
-    {
-        return callers + 1;
-    }
     size_t size = 2 * capture->max_nodes;
     size_t i = hash_key(instr, (uint64_t)version << 32 | callers, size);
     for (; capture->index[i] != 0; i = (i + 1) & (size - 1)) {
-        if (is_node_of(get_node(capture, capture->index[i]),
-                       instr, version, callers))
+        const call_node *node = get_node(capture, capture->index[i]);
+        if (node->instr == instr && node->version == version
+            && node->callers == callers)
         {
             return capture->index[i];
         }
@@ -264,16 +246,6 @@ depth_of(tracemalloc_capture *capture, bool by_depth, uint32_t callers)
         return callers;
     }
     return get_node(capture, callers)->depth;
-}
-
-// What the callee of a frame has as callers.  The frame is the depth-th, and
-// has these callers itself.  There is room for a node.
-static inline uint32_t
-add_caller(tracemalloc_capture *capture, bool by_depth,
-           _PyInterpreterFrame *frame, uint32_t callers, size_t depth)
-{
-    return by_depth ? (uint32_t)depth
-           : find_node(capture, frame, callers, depth);
 }
 
 
@@ -367,6 +339,13 @@ count_frames(_PyInterpreterFrame *frame)
     return n;
 }
 
+// The distance, in frames, of the i-th frame that a walk remembers.
+static inline size_t
+distance_of(size_t i)
+{
+    return i < NUM_RECENT ? i : (size_t)NUM_RECENT << (i - NUM_RECENT);
+}
+
 // Walk from the thread's current frame to the first one that is remembered, and
 // find the callers of the first complete frame; there is room for one more
 // node.  Returns false if nothing may be remembered.
@@ -375,15 +354,16 @@ walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
                 _PyInterpreterFrame *current, uint32_t *found)
 {
     tracemalloc_capture *capture;
-    _PyInterpreterFrame *frame;
+    _PyInterpreterFrame *frame, *frames[MAX_REMEMBERED];
     const activation *known;
-    size_t n;
+    size_t distance, n;           // n: length of frames
     while (true) {
         capture = ts->capture;
         known = NULL;
         bool in_c = true;
+        n = 0;
         frame = first_complete(current, &in_c);
-        for (n = 0; frame != NULL && n < capture->max_nodes / 2; n++) {
+        for (distance = 0; frame != NULL; distance++) {
             known = find_activation(capture, frame);
             if (known != NULL) {
                 break;
@@ -391,39 +371,42 @@ walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
             if (is_suspended(frame, in_c)) {
                 return false;
             }
-            capture->frames[n] = frame;
+            if (distance == distance_of(n)) {
+                frames[n++] = frame;
+            }
             // What others push has been called by C code.
             in_c = !is_pushed_by_core(frame);
             frame = first_complete(frame->previous, &in_c);
         }
-        // One for the end, one for what is older, one for the traceback.
-        bool has_room = capture->nnodes + n + 3 <= capture->max_nodes;
-        if (has_room && (frame == NULL || known != NULL)) {
+        // The last one is for the traceback.
+        if (capture->nnodes + n + 1 <= capture->max_nodes) {
             break;
         }
         if (!grow_capture(tm, ts)) {
-            if (has_room) {
-                break;
-            }
             forget(capture);
         }
     }
     uint32_t callers = known != NULL ? known->callers : 0;
-    size_t depth = depth_of(capture, by_depth, callers);
-    if (frame != NULL && known == NULL) {
-        // Frames that are older than these are not remembered.
-        depth = count_frames(frame) - 1;
-        callers = by_depth ? (uint32_t)depth
-                  : add_anonymous_node(capture, depth);
+    size_t depth = distance;      // of the whole stack
+    if (known != NULL) {
+        depth += depth_of(capture, by_depth, callers) + 1;
     }
     while (n > 0) {
-        if (frame != NULL) {
-            callers = add_caller(capture, by_depth, frame, callers, ++depth);
+        size_t nearer = distance_of(--n);
+        size_t ncallers = depth - nearer - 1;
+        if (by_depth) {
+            callers = (uint32_t)ncallers;
         }
-        frame = capture->frames[--n];
-        if (n < NUM_RECENT || n % NUM_RECENT == 0) {
-            remember(ts, frame, callers);
+        else if (distance > nearer + 1) {
+            // The frames between them are not remembered.
+            callers = add_anonymous_node(capture, ncallers);
         }
+        else if (frame != NULL) {
+            callers = find_node(capture, frame, callers, ncallers);
+        }
+        distance = nearer;
+        frame = frames[n];
+        remember(ts, frame, callers);
     }
     *found = callers;
     return true;

@@ -589,8 +589,8 @@ class CompiledModuleTests(TracebackTestCase):
             def inner():
                 record()
             class Iterator:
-                throw = functools.partial(
-                    self.capi.tracemalloc_call_in_frame, code, inner)
+                throw = staticmethod(functools.partial(
+                    self.capi.tracemalloc_call_in_frame, code, inner))
                 def __iter__(self):
                     return self
                 def __next__(self):
