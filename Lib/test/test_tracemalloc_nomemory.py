@@ -633,8 +633,8 @@ class NoMemoryForTraceTests(FaultsBase):
                 assert refused > 5, (domain, detached, refused)
                 assert sizes().count(OLD) == len(addrs), (domain, detached)
                 check_sums()
-                for addr in addrs:
-                    free(domain, addr)
+                while addrs:
+                    free(domain, addrs.pop())
                 assert OLD not in sizes(), (domain, detached)
                 check_sums()
                 # A block that remained listed would have a share of the
