@@ -420,6 +420,15 @@ def make_builds():
     pair('asan', flags=('-fsanitize=address,undefined',),
          missing='the address sanitizer',
          ASAN_OPTIONS=f'detect_leaks=0:{ASAN}', UBSAN_OPTIONS=UBSAN)
+    # --with-address-sanitizer takes the pages away, and with them the slots.
+    flags = '-fsanitize=address -fno-omit-frame-pointer'
+    for name, options in (('pymalloc-asan', []),
+                          ('freethreaded-asan', ['--disable-gil'])):
+        pair(name, stock_too=False, flags=('-fsanitize=address',),
+             options=['--with-pydebug', *options],
+             variables={'CFLAGS': flags, 'LDFLAGS': '-fsanitize=address'},
+             missing='the address sanitizer',
+             ASAN_OPTIONS=f'detect_leaks=0:{ASAN}')
     compiler = 'clang' if shutil.which('clang') else 'gcc'
     thread = dict(compiler=compiler, flags=('-fsanitize=thread',),
                   missing='the thread sanitizer')

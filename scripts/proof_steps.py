@@ -798,6 +798,10 @@ def sanitizers():
                         timeout=7200,
                         baseline=(f'races-stock-{config}'
                                   if test == NOT_LISTED[0] else None))
+    for config in 'pymalloc-asan', 'freethreaded-asan':
+        yield Tests('sanitizers', f'own-{config}', [config],
+                    f'own tests, {config}', tests=OWN_TESTS, again=False,
+                    timeout=7200)
     around = ('test_capi', 'test_embed', 'test_interpreters',
               'test__interpreters', 'test_threading', 'test_gc')
     for stock in 'stock-asan', 'asan':

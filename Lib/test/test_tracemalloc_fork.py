@@ -124,7 +124,7 @@ class ForkTests(ForkBase):
                 kept.append([bytearray(n * 7) for n in range(100)])
                 called.append(capi.tracemalloc_raw_malloc(70))
             called = []
-            capi.tracemalloc_call_at_fork(handler)
+            capi.tracemalloc_call_at_fork(handler, True)
             def child():
                 assert len(called) % 2 == 0, len(called)
                 check_sums()
@@ -143,16 +143,14 @@ class ForkTests(ForkBase):
         self.run_fork("""
             import time
             tracemalloc.start()
-            parent = os.getpid()
             stop = []
             def handler():
-                if os.getpid() == parent:
-                    time.sleep(0.01)
-                    for how in 'detached', 'stateless':
-                        for _ in range(20):
-                            addr = capi.tracemalloc_raw_malloc(70, how)
-                            capi.tracemalloc_raw_free(addr, how)
-            capi.tracemalloc_call_at_fork(handler)
+                time.sleep(0.01)
+                for how in 'detached', 'stateless':
+                    for _ in range(20):
+                        addr = capi.tracemalloc_raw_malloc(70, how)
+                        capi.tracemalloc_raw_free(addr, how)
+            capi.tracemalloc_call_at_fork(handler, False)
             def work():
                 while not stop:
                     kept = [bytearray(n * 7) for n in range(100)]
@@ -175,7 +173,7 @@ class ForkTests(ForkBase):
             handlers = []
             def handler():
                 handlers.pop(0)()
-            capi.tracemalloc_call_at_fork(handler)
+            capi.tracemalloc_call_at_fork(handler, True)
             def use():
                 tracemalloc.start()
                 kept = [bytearray(n * 7) for n in range(100)]

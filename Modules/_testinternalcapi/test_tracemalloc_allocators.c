@@ -534,17 +534,27 @@ call_at_fork(void)
 #endif
 
 PyDoc_STRVAR(call_at_fork_doc,
-"tracemalloc_call_at_fork(func)\n"
+"tracemalloc_call_at_fork(func, in_child)\n"
 "--\n\n"
 "Let the C library call a function just before and just after each fork(), in\n"
-"the parent and in the child.");
+"the parent and, if asked, in the child.  There it waits for ever for a thread\n"
+"that wants to have the GIL at the fork.");
 
 static PyObject *
-tracemalloc_call_at_fork(PyObject *self, PyObject *func)
+tracemalloc_call_at_fork(PyObject *self, PyObject *args)
 {
+    PyObject *func;
+    int in_child;
+    if (!PyArg_ParseTuple(args, "Op:tracemalloc_call_at_fork", &func,
+                          &in_child))
+    {
+        return NULL;
+    }
 #ifdef HAVE_FORK
     at_fork = Py_NewRef(func);
-    if (pthread_atfork(call_at_fork, call_at_fork, call_at_fork) != 0) {
+    if (pthread_atfork(call_at_fork, call_at_fork,
+                       in_child ? call_at_fork : NULL) != 0)
+    {
         return PyErr_NoMemory();
     }
 #endif
@@ -573,7 +583,7 @@ static PyMethodDef test_methods[] = {
      free_and_errno_doc},
     {"tracemalloc_forbid_membarrier", tracemalloc_forbid_membarrier,
      METH_O, forbid_membarrier_doc},
-    {"tracemalloc_call_at_fork", tracemalloc_call_at_fork, METH_O,
+    {"tracemalloc_call_at_fork", tracemalloc_call_at_fork, METH_VARARGS,
      call_at_fork_doc},
     {NULL},
 };
