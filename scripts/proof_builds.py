@@ -404,11 +404,11 @@ def make_builds():
     def add(name, **kwargs):
         builds[name] = Build(name, **kwargs)
 
-    def pair(config, stock_too=True, **kwargs):
+    def pair(config, **kwargs):
         if config in os.environ['CONFIGS'].split():
             kwargs['config'] = config
             kwargs.pop('options', None)
-        for stock in (False, True) if stock_too else (False,):
+        for stock in False, True:
             name = f'stock-{config}' if stock else config
             folder = BUILD / name if 'config' in kwargs else None
             add(name, stock=stock, folder=folder, **kwargs)
@@ -424,11 +424,11 @@ def make_builds():
     flags = '-fsanitize=address -fno-omit-frame-pointer'
     for name, options in (('pymalloc-asan', []),
                           ('freethreaded-asan', ['--disable-gil'])):
-        pair(name, stock_too=False, flags=('-fsanitize=address',),
-             options=['--with-pydebug', *options],
-             variables={'CFLAGS': flags, 'LDFLAGS': '-fsanitize=address'},
-             missing='the address sanitizer',
-             ASAN_OPTIONS=f'detect_leaks=0:{ASAN}')
+        add(name, flags=('-fsanitize=address',),
+            options=['--with-pydebug', *options],
+            variables={'CFLAGS': flags, 'LDFLAGS': '-fsanitize=address'},
+            missing='the address sanitizer',
+            ASAN_OPTIONS=f'detect_leaks=0:{ASAN}')
     compiler = 'clang' if shutil.which('clang') else 'gcc'
     thread = dict(compiler=compiler, flags=('-fsanitize=thread',),
                   missing='the thread sanitizer')
