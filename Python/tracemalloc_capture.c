@@ -55,11 +55,12 @@ typedef struct _tracemalloc_capture tracemalloc_capture;
 
 // So many of the frames of a walk are remembered, the most recent ones; and of
 // the older ones those that are so many frames away times a power of 2.
+// There is room for them in an empty capture, and 32 powers are enough.
 #define NUM_RECENT 32
 #define MAX_REMEMBERED (NUM_RECENT + 32)
 
 typedef struct {
-    const _PyInterpreterFrame *frame;
+    _PyInterpreterFrame *frame;
     uint32_t callers;
     uint32_t version;             // of the code
 } activation;
@@ -346,6 +347,42 @@ distance_of(size_t i)
     return i < NUM_RECENT ? i : (size_t)NUM_RECENT << (i - NUM_RECENT);
 }
 
+// Remember n frames of a walk that has ended at this distance: at a frame that
+// is known, or at the end of the stack.  There is room for n nodes.  Returns
+// the callers of the first frame.
+static uint32_t
+remember_frames(thread_state *ts, bool by_depth, _PyInterpreterFrame **frames,
+                size_t n, size_t distance, const activation *known)
+{
+    tracemalloc_capture *capture = ts->capture;
+    _PyInterpreterFrame *frame = NULL;
+    uint32_t callers = 0;
+    size_t depth = distance;      // of the whole stack
+    if (known != NULL) {
+        frame = known->frame;
+        callers = known->callers;
+        depth += depth_of(capture, by_depth, callers) + 1;
+    }
+    while (n > 0) {
+        size_t nearer = distance_of(--n);
+        size_t ncallers = depth - nearer - 1;
+        if (by_depth) {
+            callers = (uint32_t)ncallers;
+        }
+        else if (distance > nearer + 1) {
+            // The frames between them are not remembered.
+            callers = add_anonymous_node(capture, ncallers);
+        }
+        else if (frame != NULL) {
+            callers = find_node(capture, frame, callers, ncallers);
+        }
+        distance = nearer;
+        frame = frames[n];
+        remember(ts, frame, callers);
+    }
+    return callers;
+}
+
 // Walk from the thread's current frame to the first one that is remembered, and
 // find the callers of the first complete frame; there is room for one more
 // node.  Returns false if nothing may be remembered.
@@ -353,6 +390,7 @@ static bool
 walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
                 _PyInterpreterFrame *current, uint32_t *found)
 {
+    Py_BUILD_ASSERT(MAX_REMEMBERED < MIN_NODES);
     tracemalloc_capture *capture;
     _PyInterpreterFrame *frame, *frames[MAX_REMEMBERED];
     const activation *known;
@@ -386,29 +424,7 @@ walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,
             forget(capture);
         }
     }
-    uint32_t callers = known != NULL ? known->callers : 0;
-    size_t depth = distance;      // of the whole stack
-    if (known != NULL) {
-        depth += depth_of(capture, by_depth, callers) + 1;
-    }
-    while (n > 0) {
-        size_t nearer = distance_of(--n);
-        size_t ncallers = depth - nearer - 1;
-        if (by_depth) {
-            callers = (uint32_t)ncallers;
-        }
-        else if (distance > nearer + 1) {
-            // The frames between them are not remembered.
-            callers = add_anonymous_node(capture, ncallers);
-        }
-        else if (frame != NULL) {
-            callers = find_node(capture, frame, callers, ncallers);
-        }
-        distance = nearer;
-        frame = frames[n];
-        remember(ts, frame, callers);
-    }
-    *found = callers;
+    *found = remember_frames(ts, by_depth, frames, n, distance, known);
     return true;
 }
 
