@@ -92,7 +92,7 @@ help:
 	@echo "make patch         build/tracemalloc-3.13.5.patch, for the release tarball and patch -p1"
 	@echo "make export        commits of build/cpython -> patches/ and the folders"
 	@echo "make check-series  patches apply, folders are equal (EACH=1: each one builds)"
-	@echo "make proof         what takes hours; goes on where it was interrupted"
+	@echo "make proof         about a day of tests; goes on where it was interrupted"
 	@echo "                   (ONLY='GROUP or STEP...', AGAIN=1 repeats what failed,"
 	@echo "                   KEPT=1 takes the results that are committed for done)"
 	@echo "make proof-list    its groups and steps; proof-summary writes PROOF.md"

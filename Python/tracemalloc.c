@@ -15,8 +15,9 @@
 
 // False if the caller has no thread state, since it deletes an interpreter
 // without threads.  In a handler of fork() the caller itself has stopped the
-// others already.  And at finalization no other thread can attach, and one that
-// has ended while it waited to stop the world may still hold the lock for that.
+// others already.  And at finalization no other thread can attach, and one
+// that has ended while it waited to stop the world may still hold the lock for
+// that.
 static bool
 has_other_threads(void)
 {
@@ -206,8 +207,9 @@ _PyTraceMalloc_ForgetThreadStates(void)
 
 #ifdef HAVE_FORK
 // Handlers of fork() in the C library.  Others may have handlers that run
-// Python code, and let go of the GIL.  These ones run last before the fork, and
-// first after it, since they are registered before any extension is loaded.
+// Python code, and let go of the GIL.  These ones run last before the fork,
+// and first after it, since they are registered before any extension is
+// loaded.
 
 static void
 change_mutexes(void (*change)(PyMutex *))
@@ -256,8 +258,8 @@ _PyTraceMalloc_HandleForks(void)
     return 0;
 }
 
-// The threads of other interpreters are gone, at an arbitrary point: nothing of
-// these interpreters can be trusted but what the locks guard.  The rest of
+// The threads of other interpreters are gone, at an arbitrary point: nothing
+// of these interpreters can be trusted but what the locks guard.  The rest of
 // their memory is left alone.
 void
 _PyTraceMalloc_AfterFork_Child(void)
@@ -318,13 +320,14 @@ _PyTraceMalloc_FramesChanged(PyInterpreterState *interp)
     }
     lock_mutex(&RUNTIME->mutex);
     if (tm->tracing) {
-        new_epoch(tm);
         // With this lock nobody is looking at a filename.
         lock_mutex(&tm->mutex);
         if (tm->intern != NULL) {
             memset(tm->intern->locations, 0, sizeof(tm->intern->locations));
         }
         unlock_mutex(&tm->mutex);
+        // A thread that sees the new epoch finds no old location any more.
+        new_epoch(tm);
     }
     unlock_mutex(&RUNTIME->mutex);
 }

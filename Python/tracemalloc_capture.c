@@ -20,9 +20,11 @@
 //
 // "Callers" are what a traceback depends on besides its own instruction: the
 // number of frames if one frame is kept, else the node of the caller.  A node
-// is a place in the tree of all calls, so equal nodes are equal stacks.  Nodes
-// are few and forgotten when there are too many; only the tracebacks of traces
-// are interned, by walking over the frames to be kept.
+// is a place in the tree of all calls, so equal nodes are equal stacks.  An
+// anonymous node is equal to no other: it stands for callers of which some are
+// not remembered, or have code without a version.  Nodes are few and forgotten
+// when there are too many; only the tracebacks of traces are interned, by
+// walking over the frames to be kept.
 //
 // An instruction is an address together with the version of its code object,
 // which no two code objects of an interpreter have in common, whenever they
@@ -53,9 +55,9 @@ typedef struct _tracemalloc_capture tracemalloc_capture;
 // slots and tracebacks take.
 #define FREE_MEMORY (2 << 20)
 
-// So many of the frames of a walk are remembered, the most recent ones; and of
-// the older ones those that are so many frames away times a power of 2.
-// There is room for them in an empty capture, and 32 powers are enough.
+// A walk remembers this number of frames, the nearest ones; and of the older
+// ones those at a distance of this number times a power of 2: at most 32.  An
+// empty capture has room for their nodes.
 #define NUM_RECENT 32
 #define MAX_REMEMBERED (NUM_RECENT + 32)
 
@@ -153,8 +155,8 @@ _PyTraceMalloc_CaptureFree(PyInterpreterState *interp, thread_state *ts)
     ts->capture = NULL;
 }
 
-// May captures take so many bytes more?  Many threads with deep stacks may have
-// few traces.
+// May captures take so many bytes more?  Many threads with deep stacks may
+// have few traces.
 static bool
 is_affordable(interp_state *tm, size_t size)
 {
@@ -197,7 +199,7 @@ get_node(tracemalloc_capture *capture, uint32_t id)
     return &capture->nodes[id - 1];
 }
 
-// There is room for it.  One that is not indexed is equal to no other.
+// There is room for it.  One that is not indexed is anonymous.
 static uint32_t
 add_node(tracemalloc_capture *capture, const call_node *node)
 {
@@ -308,8 +310,8 @@ remember(thread_state *ts, _PyInterpreterFrame *frame, uint32_t callers)
     frame->callers_known = 1;
 }
 
-// The first complete frame from this one on.  Clears `*in_c` if that waits for
-// a Python function, sets it if it waits for C code.
+// The first complete frame from this one on.  If others are skipped, `*in_c`
+// tells whether it waits for C code rather than for a Python function.
 static inline _PyInterpreterFrame *
 first_complete(_PyInterpreterFrame *frame, bool *in_c)
 {
@@ -322,7 +324,8 @@ first_complete(_PyInterpreterFrame *frame, bool *in_c)
 }
 
 // Is the frame there only because throw() goes on below it?  A frame that
-// executes C code has its stack pointer elsewhere.
+// executes C code mostly has its stack pointer elsewhere; where it has not, as
+// under a trace function, the capture walks over all frames without need.
 static inline bool
 is_suspended(const _PyInterpreterFrame *frame, bool in_c)
 {
@@ -383,8 +386,8 @@ remember_frames(thread_state *ts, bool by_depth, _PyInterpreterFrame **frames,
     return callers;
 }
 
-// Walk from the thread's current frame to the first one that is remembered, and
-// find the callers of the first complete frame; there is room for one more
+// Walk from the thread's current frame to the first one that is remembered,
+// and find the callers of the first complete frame; there is room for one more
 // node.  Returns false if nothing may be remembered.
 static bool
 walk_to_callers(thread_state *ts, interp_state *tm, bool by_depth,

@@ -114,7 +114,8 @@ _PyTraceMalloc_SetReentrant(bool reentrant)
 
 typedef enum { MALLOC, CALLOC, REALLOC, FREE } alloc_function;
 
-// The allocator that the hooks of a domain wrap; see below, In and out.
+// The allocator that the hooks of a domain wrap; see below, Install
+// and remove.
 static inline const PyMemAllocatorEx *
 below(PyMemAllocatorDomain domain, int level)
 {
@@ -414,7 +415,7 @@ static const PyMemAllocatorEx hooks[NUM_LEVELS][NUM_DOMAINS] = {
 };
 
 
-/* --- In and out --------------------------------------------------------- */
+/* --- Install and remove ------------------------------------------------- */
 
 // Put hooks into a domain that has none.  There are three cases:
 //

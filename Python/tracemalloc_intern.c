@@ -72,7 +72,7 @@ chunk_of(uint32_t id)
 }
 
 static inline tracemalloc_item **
-item_slot(const tracemalloc_intern *intern, uint32_t id)
+item_entry(const tracemalloc_intern *intern, uint32_t id)
 {
     int k = chunk_of(id);
     return &intern->chunks[k][id + FIRST_CHUNK - (FIRST_CHUNK << k)];
@@ -89,18 +89,18 @@ _PyTraceMalloc_GetItem(const tracemalloc_intern *intern, uint32_t id)
         return &unknown;
     }
     assert(id >= FIRST_ID);
-    return *item_slot(intern, id);
+    return *item_entry(intern, id);
 }
 
 // Where in the index the id of an equal item is, or is to be put.
 static uint32_t *
-find_slot(const tracemalloc_intern *intern, const tracemalloc_item *item)
+find_entry(const tracemalloc_intern *intern, const tracemalloc_item *item)
 {
     uint32_t i = item->hash;
     while (true) {
-        uint32_t *slot = &intern->index[i & (intern->index_size - 1)];
-        if (*slot == 0 || is_equal(*item_slot(intern, *slot), item)) {
-            return slot;
+        uint32_t *entry = &intern->index[i & (intern->index_size - 1)];
+        if (*entry == 0 || is_equal(*item_entry(intern, *entry), item)) {
+            return entry;
         }
         i++;
     }
@@ -122,7 +122,7 @@ resize_index(tracemalloc_intern *intern, uint32_t size)
     intern->index = index;
     intern->index_size = size;
     for (uint32_t id = FIRST_ID; id <= intern->last_id; id++) {
-        *find_slot(intern, *item_slot(intern, id)) = id;
+        *find_entry(intern, *item_entry(intern, id)) = id;
     }
     return 0;
 }
@@ -160,11 +160,11 @@ _PyTraceMalloc_Intern(tracemalloc_intern *intern, tracemalloc_item *item,
     // With FNV, the high bytes of a word have no effect on low bits.
     hash = (hash ^ hash >> 32) * UINT64_C(0x9E3779B97F4A7C15);
     item->hash = (uint32_t)(hash >> 32);
-    *id = *find_slot(intern, item);
+    *id = *find_entry(intern, item);
     if (*id == 0 && reserve_id(intern) == 0) {
         *id = ++intern->last_id;
-        *item_slot(intern, *id) = item;
-        *find_slot(intern, item) = *id;
+        *item_entry(intern, *id) = item;
+        *find_entry(intern, item) = *id;
         intern->memory += size;
         return 0;
     }
@@ -220,7 +220,7 @@ _PyTraceMalloc_InternDecref(tracemalloc_intern *intern)
     }
     const PyMemAllocatorEx *allocator = intern->allocator;
     for (uint32_t id = FIRST_ID; id <= intern->last_id; id++) {
-        _PyTraceMalloc_FreeItem(intern, *item_slot(intern, id));
+        _PyTraceMalloc_FreeItem(intern, *item_entry(intern, id));
     }
     for (int k = 0; k < _PyTraceMalloc_NUM_CHUNKS; k++) {
         if (intern->chunks[k] != NULL) {

@@ -25,9 +25,9 @@ typedef tracemalloc_part part;
 
 
 static inline bool
-is_free(const tracemalloc_trace *slot)
+is_free(const tracemalloc_trace *entry)
 {
-    return slot->traceback == _PyTraceMalloc_NO_TRACEBACK;
+    return entry->traceback == _PyTraceMalloc_NO_TRACEBACK;
 }
 
 static inline size_t
@@ -37,29 +37,29 @@ part_index(unsigned int domain, uintptr_t ptr)
 }
 
 static inline size_t
-home_slot(const part *p, unsigned int domain, uintptr_t ptr)
+home_index(const part *p, unsigned int domain, uintptr_t ptr)
 {
     uint32_t hash = _PyTraceMalloc_HashBlock(domain, ptr) << PART_BITS;
     return (size_t)(((uint64_t)hash * p->capacity) >> 32);
 }
 
 static inline size_t
-next_slot(const part *p, size_t i)
+next_index(const part *p, size_t i)
 {
     return i + 1 < p->capacity ? i + 1 : 0;
 }
 
-// The slot that has this key, or else the free one where it belongs.
+// The entry that has this key, or else the free one where it belongs.
 static inline tracemalloc_trace *
 probe(const part *p, unsigned int domain, uintptr_t ptr)
 {
-    size_t i = home_slot(p, domain, ptr);
-    while (!is_free(&p->slots[i])
-           && (p->slots[i].ptr != ptr || p->slots[i].domain != domain))
+    size_t i = home_index(p, domain, ptr);
+    while (!is_free(&p->entries[i])
+           && (p->entries[i].ptr != ptr || p->entries[i].domain != domain))
     {
-        i = next_slot(p, i);
+        i = next_index(p, i);
     }
-    return &p->slots[i];
+    return &p->entries[i];
 }
 
 static int
@@ -69,21 +69,21 @@ resize(part *p, const PyMemAllocatorEx *allocator, size_t capacity)
         return -1;
     }
     part old = *p;
-    tracemalloc_trace *slots = allocator->calloc(
+    tracemalloc_trace *entries = allocator->calloc(
         allocator->ctx, capacity, sizeof(tracemalloc_trace));
-    if (slots == NULL) {
+    if (entries == NULL) {
         return -1;
     }
-    p->slots = slots;
+    p->entries = entries;
     p->capacity = (uint32_t)capacity;
     for (size_t i = 0; i < old.capacity; i++) {
-        const tracemalloc_trace *trace = &old.slots[i];
+        const tracemalloc_trace *trace = &old.entries[i];
         if (!is_free(trace)) {
             *probe(p, trace->domain, trace->ptr) = *trace;
         }
     }
-    if (old.slots != NULL) {
-        allocator->free(allocator->ctx, old.slots);
+    if (old.entries != NULL) {
+        allocator->free(allocator->ctx, old.entries);
     }
     return 0;
 }
@@ -114,8 +114,8 @@ _PyTraceMalloc_TableFree(tracemalloc_table *table)
 {
     const PyMemAllocatorEx *allocator = table->allocator;
     for (size_t i = 0; i < NUM_PARTS; i++) {
-        if (table->parts[i].slots != NULL) {
-            allocator->free(allocator->ctx, table->parts[i].slots);
+        if (table->parts[i].entries != NULL) {
+            allocator->free(allocator->ctx, table->parts[i].entries);
         }
     }
     *table = (tracemalloc_table){.allocator = allocator};
@@ -128,7 +128,7 @@ grow(tracemalloc_table *table, size_t i, bool must)
     part *p = &table->parts[i];
     size_t capacity = p->capacity + p->capacity / 2;
     if (resize(p, table->allocator, Py_MAX(capacity, first_capacity(i))) < 0
-        // A probe ends at a free slot, so one has to be left.
+        // A probe ends at a free entry, so one has to be left.
         && (!must || p->used + 1 >= p->capacity))
     {
         return -1;
@@ -146,11 +146,11 @@ _PyTraceMalloc_TableAdd(tracemalloc_table *table,
     if (p->used >= FULL(p->capacity) && grow(table, i, must) < 0) {
         return -1;
     }
-    tracemalloc_trace *slot = probe(p, trace->domain, trace->ptr);
-    if (!is_free(slot)) {
+    tracemalloc_trace *entry = probe(p, trace->domain, trace->ptr);
+    if (!is_free(entry)) {
         return 1;
     }
-    *slot = *trace;
+    *entry = *trace;
     p->used++;
     table->used++;
     return 0;
@@ -164,35 +164,35 @@ _PyTraceMalloc_TableFind(const tracemalloc_table *table, unsigned int domain,
     if (p->used == 0) {
         return NULL;
     }
-    tracemalloc_trace *slot = probe(p, domain, ptr);
-    return is_free(slot) ? NULL : slot;
+    tracemalloc_trace *entry = probe(p, domain, ptr);
+    return is_free(entry) ? NULL : entry;
 }
 
 // Close the hole that a removed trace leaves.
 static void
 close_hole(part *p, size_t hole)
 {
-    size_t i = next_slot(p, hole);
-    for (; !is_free(&p->slots[i]); i = next_slot(p, i)) {
-        const tracemalloc_trace *slot = &p->slots[i];
-        size_t home = home_slot(p, slot->domain, slot->ptr);
+    size_t i = next_index(p, hole);
+    for (; !is_free(&p->entries[i]); i = next_index(p, i)) {
+        const tracemalloc_trace *entry = &p->entries[i];
+        size_t home = home_index(p, entry->domain, entry->ptr);
         // Does a probe from `home` to `i` pass the hole?
         bool passes = (hole <= i ? home <= hole || home > i
                        : home <= hole && home > i);
         if (passes) {
-            p->slots[hole] = *slot;
+            p->entries[hole] = *entry;
             hole = i;
         }
     }
-    p->slots[hole].traceback = _PyTraceMalloc_NO_TRACEBACK;
+    p->entries[hole].traceback = _PyTraceMalloc_NO_TRACEBACK;
 }
 
 void
 _PyTraceMalloc_TableRemove(tracemalloc_table *table, tracemalloc_trace *trace)
 {
     part *p = &table->parts[part_index(trace->domain, trace->ptr)];
-    assert(p->slots <= trace && trace < p->slots + p->capacity);
-    close_hole(p, (size_t)(trace - p->slots));
+    assert(p->entries <= trace && trace < p->entries + p->capacity);
+    close_hole(p, (size_t)(trace - p->entries));
     p->used--;
     table->used--;
     // Give memory back after a peak.  The part stays at most half as full as
@@ -209,11 +209,11 @@ _PyTraceMalloc_TableNext(const tracemalloc_table *table,
                          const tracemalloc_trace *trace)
 {
     size_t i = trace == NULL ? 0 : part_index(trace->domain, trace->ptr);
-    tracemalloc_trace *next = trace == NULL ? table->parts[0].slots
+    tracemalloc_trace *next = trace == NULL ? table->parts[0].entries
                               : (tracemalloc_trace *)trace + 1;
     for (;;) {
-        for (; next < table->parts[i].slots + table->parts[i].capacity; next++)
-        {
+        const part *p = &table->parts[i];
+        for (; next < p->entries + p->capacity; next++) {
             if (!is_free(next)) {
                 return next;
             }
@@ -221,7 +221,7 @@ _PyTraceMalloc_TableNext(const tracemalloc_table *table,
         if (++i == NUM_PARTS) {
             return NULL;
         }
-        next = table->parts[i].slots;
+        next = table->parts[i].entries;
     }
 }
 

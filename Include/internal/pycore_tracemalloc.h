@@ -36,10 +36,11 @@
 //   1. HEAD_LOCK(): hooks may run while it is held
 //   2. _PyRuntime.tracemalloc.mutex
 //   3. PyInterpreterState.tracemalloc.mutex, one at a time (fork() takes all)
-//   4. directory_mutex, beside 2; _PyRuntime.allocators.mutex
+//   4. directory_mutex (a field of the runtime's state);
+//      _PyRuntime.allocators.mutex
 //
 // None of them detaches the thread state while it waits.  While one is held no
-// Python object is created or released, the world is not stopped, and memory
+// Python object is created or released, nothing stops the world, and memory
 // comes only from the raw allocator below the hooks, or the C library's.
 //
 // An *attached* thread has an attached thread state (it holds the GIL, where
@@ -79,8 +80,9 @@ typedef struct _tracemalloc_allocator {
 // How often hooks can be put on top of an allocator that may have hooks below.
 #define _PyTraceMalloc_NUM_LEVELS 4
 
-// Process-wide.  Guarded by `mutex` unless noted.  On 64-bit systems this is as
-// large as in 3.13.5, so that what follows in _PyRuntime stays where it was.
+// Process-wide.  Guarded by `mutex` unless noted.  On 64-bit systems this is
+// as large as in 3.13.5, so that what follows in _PyRuntime stays where it
+// was.
 struct _tracemalloc_runtime_state {
     // Read by every hook, so that it is apart from what all threads write
     // (`mutex`, `counters`).  Written under the mutex.
@@ -91,12 +93,13 @@ struct _tracemalloc_runtime_state {
     // else: traces by PyTraceMalloc_Track() in domain 0, and interpreters that
     // trace and share the main one's object allocator.  Relaxed.
     int nshared;
-    // NULL until an interpreter traces, then never changed; released,
-    // acquired.
+    // NULL until an interpreter traces, then never changed; stored with
+    // release, loaded with acquire.
     tracemalloc_directory *directory;
     // How far the debug hooks move a block: 0, or bytes.  Relaxed.
     uintptr_t block_offset;
-    // What is below the hooks of each level; released, acquired.
+    // What is below the hooks of each level; stored with release, loaded with
+    // acquire.
     tracemalloc_allocator *below[_PyTraceMalloc_NUM_LEVELS]
                                 [_PyTraceMalloc_NUM_DOMAINS];
 
@@ -143,13 +146,15 @@ struct _tracemalloc_interp_state {
     // Changes when what threads remember of frames is void.  Unique over all
     // interpreters; 0 while not tracing.  Atomic.
     uint64_t epoch;
-    // Changes when ids lose their meaning: start, clear_traces().
+    // Changes when ids lose their meaning: start, clear_traces().  Written
+    // like `tracing`.
     uint64_t generation;
     // Has the interpreter an object allocator of its own?  Written like
     // `tracing`.
     bool owns_pages;
 
     PyMutex mutex;
+    // Also guarded by the GIL and open credit, see lock_own().
     tracemalloc_table table;
     struct llist_node pages;      // of tracemalloc_page
     size_t page_memory;           // bytes
@@ -167,7 +172,8 @@ struct _tracemalloc_interp_state {
 
     // Set for a thread that is not attached while it is inside a hook.  An
     // attached thread uses `reentrant` of its thread state, since to ask the
-    // thread library takes longer than all the rest of a hook.
+    // thread library takes longer than all the rest of a hook.  The key is
+    // created and deleted under the runtime's mutex.
     Py_tss_t reentrant_key;
 
 #ifndef Py_GIL_DISABLED
@@ -255,7 +261,7 @@ typedef struct {
 } tracemalloc_snapshot;
 
 // Where does a block come from?  One that was reallocated gets its trace even
-// if that takes the table's last free slot, and with the traceback UNKNOWN if
+// if that takes the table's last free entry, and with the traceback UNKNOWN if
 // there is no memory for another one.
 typedef enum {
     BLOCK_NEW,
@@ -295,8 +301,8 @@ extern void _PyTraceMalloc_PutBack(
 extern void _PyTraceMalloc_RemoveAnywhere(
     const tracemalloc_caller *caller, unsigned int domain, uintptr_t ptr);
 
-// An object was created, in a new block or in one from a free list, by a thread
-// whose interpreter traces.
+// An object was created, in a new block or in one from a free list, by a
+// thread whose interpreter traces.
 extern void _PyTraceMalloc_ObjectCreated(PyThreadState *tstate, PyObject *op);
 
 // Copy all traces.  -1 if there is no memory.
@@ -340,7 +346,8 @@ PyAPI_FUNC(int) _PyTraceMalloc_SnapshotBlock(
 PyAPI_FUNC(PyObject *) _PyTraceMalloc_GetTraceback(
     unsigned int domain, uintptr_t ptr);
 
-// These are process-wide.  Sizes in bytes; both are 0 if no interpreter traces.
+// These are process-wide.  Sizes in bytes; both are 0 if no interpreter
+// traces.
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak);
 extern void _PyTraceMalloc_ResetPeak(void);

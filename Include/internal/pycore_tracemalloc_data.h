@@ -74,7 +74,7 @@ typedef struct _tracemalloc_page {
 #define _PyTraceMalloc_NUM_PARTS (1 << _PyTraceMalloc_PART_BITS)
 
 typedef struct {
-    tracemalloc_trace *slots;
+    tracemalloc_trace *entries;
     uint32_t capacity;
     uint32_t used;
 } tracemalloc_part;
@@ -92,8 +92,8 @@ extern int _PyTraceMalloc_TableInit(
     tracemalloc_table *table, const PyMemAllocatorEx *allocator);
 extern void _PyTraceMalloc_TableFree(tracemalloc_table *table);
 
-// Add a trace.  1 if its key is in the table already, -1 if there is no memory;
-// `must` uses the last free slots then.
+// Add a trace.  1 if its key is in the table already, -1 if there is no
+// memory; `must` uses the last free entries then.
 extern int _PyTraceMalloc_TableAdd(
     tracemalloc_table *table, const tracemalloc_trace *trace, bool must);
 
@@ -227,8 +227,8 @@ static inline bool
 _PyTraceMalloc_TryReturn(tracemalloc_credit *credit, size_t size)
 {
     int64_t available = credit->available;
-    int64_t room = credit->limit - available;
-    if (room < 0 || size > (uint64_t)room) {
+    int64_t returnable = credit->limit - available;
+    if (returnable < 0 || size > (uint64_t)returnable) {
         return false;
     }
     credit->lowest = Py_MIN(credit->lowest, available);
@@ -288,7 +288,7 @@ typedef struct {
     const PyMemAllocatorEx *allocator;
     // Addresses of the items, by id.  Neither a chunk nor an item moves.
     tracemalloc_item **chunks[_PyTraceMalloc_NUM_CHUNKS];
-    // Hash table of ids, 0 in a free slot; half of the slots are free.
+    // Hash table of ids, 0 in a free entry; half of them are free.
     uint32_t *index;
     uint32_t index_size;          // a power of 2
     uint32_t last_id;             // UNKNOWN if there are no items

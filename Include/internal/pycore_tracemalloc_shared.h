@@ -95,8 +95,8 @@ attached_caller(PyThreadState *tstate)
     };
 }
 
-// Does a subinterpreter use the main interpreter's object allocator?  Without a
-// GIL, each thread has its own heaps.
+// Does a subinterpreter use the main interpreter's object allocator?  Without
+// a GIL, each thread has its own heaps.
 static inline bool
 shares_obmalloc(interp_state *tm)
 {
@@ -216,8 +216,8 @@ extern bool _PyTraceMalloc_Find(
     tracemalloc_trace *trace);
 
 // With the runtime's mutex held, and no other thread attached.  Open sets up
-// what holds traces, once hooks are in; -1 if there is no memory.  Drop removes
-// all traces and uncounts them.
+// what holds traces, once hooks are in; -1 if there is no memory.  Drop
+// removes all traces and uncounts them.
 extern int _PyTraceMalloc_OpenTraces(interp_state *tm, uint8_t reached);
 extern void _PyTraceMalloc_DropTraces(interp_state *tm);
 
@@ -293,8 +293,8 @@ extern uint8_t _PyTraceMalloc_ProbeHooks(void);
 extern int _PyTraceMalloc_InstallHooks(uint8_t reached);
 extern void _PyTraceMalloc_RemoveHooks(void);
 
-// The allocator below the lowest hooks, also below those that came later on top
-// of others; the C library's if the lowest ones are not in use.
+// The allocator below the lowest hooks, also below those that came later on
+// top of others; the C library's if the lowest ones are not in use.
 extern const PyMemAllocatorEx *_PyTraceMalloc_AllocatorBelow(
     PyMemAllocatorDomain domain, uint8_t reached);
 

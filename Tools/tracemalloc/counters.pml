@@ -56,11 +56,10 @@
 
    What is left out
    ----------------
-   MAX_GRANT, MIN_GRANT, `limit` but for 0, and `wait`: here any credit is given
+   MAX_GRANT, MIN_GRANT, `limit` but for 0, and `rest`: here any credit is given
    out that is possible, up to EXTRA where all is possible, and is opened, or
-   not, after any operation with the mutex; also that of the only thread.  A step with open credit that is
-   possible may be refused.
-   Sums that pass 2**64.
+   not, after any operation with the mutex; also that of the only thread.  A
+   step with open credit that is possible may be refused.  Sums that pass 2**64.
 
    How to run it
    -------------
