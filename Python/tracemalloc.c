@@ -373,6 +373,8 @@ PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size)
     _PyTraceMalloc_BeginCall(&caller);
     if (caller.interp->tracing) {
         res = _PyTraceMalloc_Add(&caller, domain, ptr, size, BLOCK_TRACKED);
+        // If another thread has tracked it meanwhile, that came last.
+        res = Py_MIN(res, 0);
     }
     _PyTraceMalloc_EndCall(&caller);
     return res;

@@ -148,7 +148,7 @@ add_trace(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     }
     // The allocator below may have let another thread stop tracing.
     if (!caller->interp->tracing) {
-        return 0;
+        return 1;
     }
     return _PyTraceMalloc_Add(caller, 0, (uintptr_t)ptr, size, origin);
 }
@@ -180,18 +180,26 @@ end(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     void *ptr, size_t size)
 {
     int res = 0;
-    if (function != FREE && had_trace(removed)) {
-        if (ptr == NULL) {
-            _PyTraceMalloc_PutBack(caller, removed);
-        }
-        else {
-            _PyTraceMalloc_CountRemove(caller, removed->trace.size);
+    bool adds = traced && ptr != NULL;
+    if (removed->trace.ptr == 0) {
+        if (adds) {
+            res = add_trace(caller, domain, ptr, size, BLOCK_NEW);
         }
     }
-    if (traced && ptr != NULL) {
-        res = add_trace(caller, domain, ptr, size,
-                        removed->trace.ptr == 0 ? BLOCK_NEW
-                                                : BLOCK_REALLOCATED);
+    else if (function != FREE && ptr == NULL) {
+        if (had_trace(removed)) {
+            _PyTraceMalloc_PutBack(caller, removed);
+        }
+    }
+    else if (function != FREE) {
+        _PyTraceMalloc_CountChange(caller, removed->trace.size,
+                                   adds ? size : 0);
+        if (adds && add_trace(caller, domain, ptr, size,
+                              BLOCK_REALLOCATED) != 0)
+        {
+            // It has no trace, but realloc() does not fail because of that.
+            _PyTraceMalloc_CountRemove(caller, size);
+        }
     }
     leave(caller, removed, traced);
     return res;
@@ -220,11 +228,10 @@ call_unattached(PyMemAllocatorDomain domain, const PyMemAllocatorEx *alloc,
         _PyTraceMalloc_EndCall(&caller);
         errno = saved_errno;
     }
-    if (res < 0 && ptr == NULL) {
+    if (res < 0) {
         alloc->free(alloc->ctx, result);
         return NULL;
     }
-    // A realloc() does not fail because of tracing; its block has no trace.
     return result;
 }
 

@@ -99,6 +99,18 @@ _PyTraceMalloc_CountRemove(const tracemalloc_caller *caller, size_t size)
     }
 }
 
+void
+_PyTraceMalloc_CountChange(const tracemalloc_caller *caller, size_t old_size,
+                           size_t new_size)
+{
+    if (new_size > old_size) {
+        _PyTraceMalloc_CountAdd(caller, new_size - old_size);
+    }
+    else if (new_size < old_size) {
+        _PyTraceMalloc_CountRemove(caller, old_size - new_size);
+    }
+}
+
 
 /* --- Directory ---------------------------------------------------------- */
 

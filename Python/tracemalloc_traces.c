@@ -109,11 +109,13 @@ capture(PyThreadState *tstate, uint32_t otherwise)
     return id;
 }
 
-// Count a trace and store it in the hash table, in place of one that is there.
-// -1 if there is no memory and there was none.
+// Count a trace, instead of a size that was `counted` before, and store it in
+// the hash table, in place of one that is there.  -1 if there is no memory and
+// there was none, 1 if another thread has tracked the block meanwhile; what was
+// counted before is then counted again.
 static int
 add_to_own_table(const tracemalloc_caller *caller,
-                 const tracemalloc_trace *trace, bool must)
+                 const tracemalloc_trace *trace, size_t counted, bool must)
 {
     interp_state *tm = caller->interp;
     tracemalloc_removed old = {.trace = *trace};
@@ -121,16 +123,14 @@ add_to_own_table(const tracemalloc_caller *caller,
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
         must = true;
     }
-    _PyTraceMalloc_CountAdd(caller, trace->size);
+    _PyTraceMalloc_CountChange(caller, counted, trace->size);
     bool locked = _PyTraceMalloc_LockTable(caller, tm);
     int res = _PyTraceMalloc_AddToTable(tm, trace, must);
     unlock_own(tm, locked);
     if (res != 0) {
-        // There is no memory, or another thread has tracked the block
-        // meanwhile: it came last.
-        _PyTraceMalloc_CountRemove(caller, trace->size);
+        _PyTraceMalloc_CountChange(caller, trace->size, counted);
     }
-    return Py_MIN(res, 0);
+    return res;
 }
 
 // The block may have been tracked before, by whichever interpreter.
@@ -150,13 +150,14 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
 {
     tracemalloc_caller caller = attached_caller(tstate);
     interp_state *tm = caller.interp;
+    size_t counted = origin == BLOCK_REALLOCATED ? size : 0;
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
 
     drop_from_slot(&caller, _PyTraceMalloc_LoadPage(link), ptr);
     drop_listed(&caller, ptr);
     tracemalloc_slot *slot = make_slot(tm, link, ptr, size);
     if (slot != NULL) {
-        _PyTraceMalloc_CountAdd(&caller, size);
+        _PyTraceMalloc_CountChange(&caller, counted, size);
         slot->size = (uint32_t)size;
         slot->traceback = traceback;
         return 0;
@@ -171,14 +172,14 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
         // Threads without this GIL, or of another interpreter, may free it.
         .listed = !WITH_GIL || !tm->owns_pages,
     };
-    return add_to_own_table(&caller, &trace, origin != BLOCK_NEW);
+    return add_to_own_table(&caller, &trace, counted, origin != BLOCK_NEW);
 }
 
 // What most blocks need that are in no page: the GIL is held, and the credit
 // is open and suffices.  False if it is not as simple as that.
 static inline bool
 try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
-                 uint32_t traceback)
+                 bool counted, uint32_t traceback)
 {
     interp_state *tm = &tstate->interp->tracemalloc;
     if (!WITH_GIL || !tm->owns_pages || may_be_listed(0, ptr)) {
@@ -189,12 +190,13 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
         .ptr = ptr, .size = size,
         .traceback = traceback & _PyTraceMalloc_MAX_ID,
     };
+    size_t needed = counted ? 0 : size;
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
-        if (size <= (uint64_t)credit->available
+        if (needed <= (uint64_t)credit->available
             && _PyTraceMalloc_TableAdd(&tm->table, &trace, false) == 0)
         {
-            credit->available -= (int64_t)size;
+            credit->available -= (int64_t)needed;
             done = true;
         }
         _PyTraceMalloc_LeaveCredit(credit);
@@ -206,13 +208,14 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
 // slot and enough credit.
 static inline Py_ALWAYS_INLINE bool
 try_add_to_slot(PyThreadState *tstate, uintptr_t ptr, size_t size,
-                uint32_t traceback)
+                bool counted, uint32_t traceback)
 {
     tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
     if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK
         || size > UINT32_MAX
         || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0
-        || !_PyTraceMalloc_TryCountAdd(own_credit(tstate), size))
+        || (!counted
+            && !_PyTraceMalloc_TryCountAdd(own_credit(tstate), size)))
     {
         return false;
     }
@@ -228,6 +231,7 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
                  tracemalloc_block_origin origin, uint32_t traceback)
 {
     thread_state *ts = thread_of(tstate);
+    bool counted = origin == BLOCK_REALLOCATED;
     ts->last_block = 0;
     if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
         traceback = capture(tstate, origin == BLOCK_NEW
@@ -235,19 +239,22 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
                                     : _PyTraceMalloc_UNKNOWN);
         // The allocator below may have let another thread stop tracing.
         if (!tstate->interp->tracemalloc.tracing) {
-            return 0;
+            return 1;
         }
         if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
             return -1;
         }
-        if (try_add_to_slot(tstate, ptr, size, traceback)) {
+        if (try_add_to_slot(tstate, ptr, size, counted, traceback)) {
             return 0;
         }
     }
-    bool done = _PyTraceMalloc_PageLink(tstate->interp, ptr) == NULL
-                && try_add_to_table(tstate, ptr, size, traceback);
-    if (!done && store_block(tstate, ptr, size, origin, traceback) < 0) {
-        return -1;
+    if (_PyTraceMalloc_PageLink(tstate->interp, ptr) != NULL
+        || !try_add_to_table(tstate, ptr, size, counted, traceback))
+    {
+        int res = store_block(tstate, ptr, size, origin, traceback);
+        if (res != 0) {
+            return res;
+        }
     }
     ts->last_block = ptr;
     ts->last_traceback = traceback;
@@ -260,7 +267,8 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
 {
     uint32_t traceback = remembered_traceback(tstate);
     if (traceback != _PyTraceMalloc_NO_TRACEBACK
-        && try_add_to_slot(tstate, ptr, size, traceback))
+        && try_add_to_slot(tstate, ptr, size, origin == BLOCK_REALLOCATED,
+                           traceback))
     {
         return 0;
     }
@@ -303,6 +311,7 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
     uint32_t traceback;
     assert(caller->interp->tracing);
     bool must = origin == BLOCK_REALLOCATED;
+    size_t counted = must ? size : 0;
     if (_PyTraceMalloc_Capture(caller, &traceback) < 0) {
         if (!must) {
             return -1;
@@ -320,13 +329,15 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
     tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
     bool found = trace.tracked ? remove_anywhere(caller, &old)
                  : _PyTraceMalloc_RemoveListed(caller, &old);
-    if (found) {
+    if (found && must) {
         _PyTraceMalloc_CountRemove(caller, old.trace.size);
     }
-    int res = add_to_own_table(caller, &trace, must);
-    if (found && res < 0) {
+    else if (found) {
+        counted = old.trace.size;
+    }
+    int res = add_to_own_table(caller, &trace, counted, must);
+    if (found && !must && res != 0) {
         // PyTraceMalloc_Track() has failed, and changes nothing.
-        _PyTraceMalloc_CountAdd(caller, old.trace.size);
         _PyTraceMalloc_PutBack(caller, &old);
     }
     return res;
@@ -516,10 +527,10 @@ reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
         removed.trace.traceback = traceback & _PyTraceMalloc_MAX_ID;
         _PyTraceMalloc_PutBack(&caller, &removed);
     }
-    else {
+    else if (store_block(tstate, ptr, removed.trace.size, BLOCK_REALLOCATED,
+                         traceback) != 0)
+    {
         _PyTraceMalloc_CountRemove(&caller, removed.trace.size);
-        (void)store_block(tstate, ptr, removed.trace.size, BLOCK_REALLOCATED,
-                          traceback);
     }
 }
 

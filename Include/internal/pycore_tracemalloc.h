@@ -260,9 +260,9 @@ typedef struct {
     uint32_t last_id;             // others may be added meanwhile
 } tracemalloc_snapshot;
 
-// Where does a block come from?  One that was reallocated gets its trace even
-// if that takes the table's last free entry, and with the traceback UNKNOWN if
-// there is no memory for another one.
+// Where does a block come from?  One that was reallocated is counted already.
+// It gets its trace even if that takes the table's last free entry, and with
+// the traceback UNKNOWN if there is no memory for another one.
 typedef enum {
     BLOCK_NEW,
     BLOCK_REALLOCATED,
@@ -271,7 +271,8 @@ typedef enum {
 
 // What nearly every hook does.  The thread is attached, its interpreter
 // traces, and the block is of the "mem" or "object" domain.  -1 if there is no
-// memory; the block has no trace then.
+// memory, 1 if the interpreter does not trace any more, or another thread has
+// tracked the block meanwhile; nothing is added or counted then.
 extern int _PyTraceMalloc_AddBlock(
     PyThreadState *tstate, uintptr_t ptr, size_t size,
     tracemalloc_block_origin origin);

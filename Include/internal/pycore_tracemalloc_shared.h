@@ -186,6 +186,9 @@ extern void _PyTraceMalloc_CountAdd(
     const tracemalloc_caller *caller, size_t size);
 extern void _PyTraceMalloc_CountRemove(
     const tracemalloc_caller *caller, size_t size);
+// Both in one step: nobody sees the sum without the block, or with it twice.
+extern void _PyTraceMalloc_CountChange(
+    const tracemalloc_caller *caller, size_t old_size, size_t new_size);
 
 // Enter a block in the directory, and remove it.  -1 if there is no memory.
 extern int _PyTraceMalloc_ListBlock(

@@ -56,13 +56,19 @@ class FastPathTests(unittest.TestCase):
             capture_output=True, text=True).stdout
 
     def test_no_locked_instruction(self):
+        symbols = subprocess.run(['objdump', '--syms', sys.executable],
+                                 capture_output=True, text=True).stdout
         for function in FUNCTIONS:
-            with self.subTest(function=function):
-                code = self.disassemble(function)
-                self.assertIn(f'<{function}>:', code)
-                self.assertEqual(
-                    [line for line in code.splitlines()
-                     if LOCKED.search(line)], [])
+            # A compiler may add a suffix to the name of a static function.
+            names = re.findall(rf'\s({function}(?:\.\w+)*)$', symbols, re.M)
+            self.assertTrue(names, function)
+            for name in names:
+                with self.subTest(function=name):
+                    code = self.disassemble(name)
+                    self.assertIn(f'<{name}>:', code)
+                    self.assertEqual(
+                        [line for line in code.splitlines()
+                         if LOCKED.search(line)], [])
 
     def test_a_locked_instruction_would_be_found(self):
         # It takes a mutex.

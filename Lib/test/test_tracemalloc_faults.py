@@ -7,6 +7,7 @@ know what tracemalloc has to do, and nothing of how it does it.
 import functools
 import itertools
 import operator
+import os
 import queue
 import sys
 import threading
@@ -25,117 +26,7 @@ capi = import_helper.import_module('_testinternalcapi')
 GB = 1 << 30
 
 
-# --- Blocks that are freed -------------------------------------------------
-
-class FreeTests(FaultsBase):
-    """When a block is given back, its trace is gone already.
-
-    The allocator is still in free(), and another thread has the block.
-    """
-
-    def test_raw(self):
-        # The thread that frees is of another interpreter.
-        for config in CONFIGS:
-            hows = ['detached']
-            if config == 'isolated':
-                # It has a GIL of its own: it may keep that at the gate.
-                hows += ['attached', 'stateless']
-            with self.subTest(config):
-                self.run_faults(f"""
-                    interp = create({config!r})
-                    tracemalloc.start()
-
-                    def again():
-                        addr = capi.tracemalloc_raw_malloc(OLD)
-                        return addr, get_traceback(addr)
-
-                    for how, own in product({hows}, (False, True)):
-                        addr = capi.tracemalloc_raw_malloc(OLD)
-                        if not own:
-                            # Now the trace is of that interpreter.
-                            run(interp, f'''if 1:
-                                capi.tracemalloc_track(0, {{addr}}, {MARK})
-                                ''')
-                        capi.tracemalloc_keep(addr, OLD)
-                        source = (f'capi.tracemalloc_raw_free('
-                                  f'{{addr}}, {{how!r}}, {{TIMEOUT}})')
-                        addr2, traceback = hold_up(
-                            addr, lambda: run(interp, source), again)
-                        assert addr2 == addr
-                        assert traceback is not None
-                        assert get_traceback(addr) == traceback
-                        assert sizes().count(OLD) == 1
-                        run(interp, 'assert {MARK} not in sizes()')
-                        check_sums(interp)
-                        capi.tracemalloc_raw_free(addr)
-                        assert OLD not in sizes()
-                    """)
-
-    def test_same_interpreter(self):
-        # The allocator detaches the thread while it frees.
-        self.run_faults("""
-            tracemalloc.start()
-            for domain, size in product(('raw', 'mem', 'obj'), (333, OLD)):
-                tracemalloc.clear_traces()
-                def again():
-                    addr = malloc(domain, size)
-                    return addr, get_traceback(addr)
-                addr = malloc(domain, size)
-                capi.tracemalloc_keep(addr, size)
-                addr2, traceback = hold_up(
-                    addr, lambda: free(domain, addr), again, True)
-                assert addr2 == addr, (domain, size)
-                assert traceback is not None, (domain, size)
-                assert get_traceback(addr) == traceback, (domain, size)
-                check_sums()
-                free(domain, addr)
-                if size == OLD:
-                    assert OLD not in sizes(), domain
-                check_sums()
-            """)
-
-    def test_tracked_before(self):
-        # An interpreter tracks an address, and then another one gets a block
-        # there.
-        for config in CONFIGS:
-            with self.subTest(config):
-                self.run_faults(f"""
-                    interp = create({config!r})
-                    tracemalloc.start()
-                    for domain in 'raw', 'mem', 'obj':
-                        addr = malloc(domain, OLD)
-                        capi.tracemalloc_keep(addr, OLD)
-                        free(domain, addr)
-                        run(interp, f'''if 1:
-                            res = capi.tracemalloc_track(0, {{addr}}, {MARK})
-                            assert res == 0
-                            assert sizes().count({MARK}) == 1
-                            ''')
-                        assert get_traceback(addr) is None
-                        assert malloc(domain, OLD) == addr
-                        assert get_traceback(addr) is not None
-                        assert sizes().count(OLD) == 1, domain
-                        run(interp, 'assert {MARK} not in sizes()')
-                        check_sums(interp)
-                        free(domain, addr)
-                        assert OLD not in sizes()
-                        check_sums(interp)
-
-                    # The other way round.
-                    addr = capi.tracemalloc_raw_malloc(OLD)
-                    capi.tracemalloc_keep(addr, OLD)
-                    capi.tracemalloc_raw_free(addr)
-                    assert capi.tracemalloc_track(0, addr, {MARK}) == 0
-                    run(interp, f'''if 1:
-                        addr = capi.tracemalloc_raw_malloc({{OLD}})
-                        assert addr == {{addr}}
-                        assert sizes().count({{OLD}}) == 1
-                        ''')
-                    assert get_traceback(addr) is None
-                    assert {MARK} not in sizes()
-                    check_sums(interp)
-                    """)
-
+# --- Blocks ----------------------------------------------------------------
 
 class TrackedTests(TestBase):
     """Small objects that somebody has tracked by hand."""
@@ -391,7 +282,7 @@ class SizeTests(TestBase):
 
     # Debug allocators write to the whole of a block.
     @unittest.skipIf(support.Py_DEBUG or sys.flags.dev_mode
-                     or 'debug' in capi.pymem_getallocatorsname(),
+                     or 'debug' in os.environ.get('PYTHONMALLOC', ''),
                      'needs 4 GB of real memory')
     @unittest.skipIf(support.check_sanitizer(address=True, memory=True,
                                              thread=True),

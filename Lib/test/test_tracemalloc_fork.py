@@ -522,7 +522,7 @@ class ForkStormTests(ForkBase):
         self.run_storm(f"""
             tracemalloc.start()
             def forks():
-                for i in times(50, {self.forks}):
+                for i in times(15, {self.forks}):
                     in_child(child_with_interpreters if i % 5 == 0
                              else traced_child)
             fight(forks)

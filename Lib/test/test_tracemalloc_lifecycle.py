@@ -106,6 +106,34 @@ class LifecycleTests(ScriptBase):
             assert tracemalloc.get_traced_memory() == (0, 0)
             """)
 
+    def test_hooks_are_removed(self):
+        # By the last interpreter that stops, and only then.
+        self.run_twice("""
+            def allocators():
+                try:
+                    return capi.pymem_getallocatorsname()
+                except RuntimeError:
+                    # Not CPython's own.
+                    return None
+            before = allocators()
+            assert before is not None
+            interps = [_interpreters.create(config)
+                       for config in ('legacy', 'isolated')]
+            for interp in interps:
+                run(interp, 'import _tracemalloc as tracemalloc')
+            for _ in range(3):
+                tracemalloc.start()
+                assert allocators() is None
+                for interp in interps:
+                    run(interp, 'tracemalloc.start()')
+                tracemalloc.stop()
+                assert allocators() is None
+                for interp in interps:
+                    assert allocators() is None
+                    run(interp, 'tracemalloc.stop()')
+                assert allocators() == before
+            """)
+
     def test_exit_with_live_interpreters(self):
         for config in CONFIGS:
             for main_traces in True, False:

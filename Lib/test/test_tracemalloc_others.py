@@ -1,4 +1,4 @@
-"""tracemalloc among others: wrong sizes, other hooks, filters.
+"""tracemalloc among others: wrong sizes, other hooks, filters, evaluators.
 
 Whatever others do, tracing goes on, and so do they.
 """
@@ -11,6 +11,7 @@ from test import support
 from test.support import import_helper
 from test.support.tracemalloc_helper import (
     ADDRESS, DOMAIN, FaultsBase, ScriptBase, TestBase, get_lineno)
+from test.test_tracemalloc_tracebacks import TracebackTestCase
 
 tracemalloc = import_helper.import_module('_tracemalloc')
 capi = import_helper.import_module('_testinternalcapi')
@@ -630,6 +631,79 @@ class FilterTests(ScriptBase):
             """)
         if stdout:
             self.skipTest('no filter for system calls')
+
+
+class EvaluatorTests(TracebackTestCase):
+    """The evaluator is not the interpreter's own."""
+
+    def test_other_evaluator(self):
+        for record in self.each_limit():
+            def inner():
+                record()
+                record.total_nframe()
+            def first():
+                inner()
+            def other():
+                # Its frame is as large.
+                inner()
+            def second(n):
+                if n:
+                    second(n - 1)
+                else:
+                    inner()
+            def call():
+                first()
+                other()
+                second(0)
+                inner()
+                second(3)
+            call()
+            capi.tracemalloc_set_evaluator(True)
+            try:
+                for _ in range(3):
+                    call()
+            finally:
+                capi.tracemalloc_set_evaluator(False)
+            call()
+
+    def test_own_loop(self):
+        # The evaluator executes a function itself, in a frame where another
+        # activation has been.
+        for record in self.each_limit():
+            def inner():
+                pass
+            def first():
+                inner()
+            def second():
+                inner()
+            capi.tracemalloc_set_evaluator(True, inner.__code__, record)
+            try:
+                for call in first, second, first, second:
+                    call()
+            finally:
+                capi.tracemalloc_set_evaluator(False)
+
+    def test_removed_in_its_own_loop(self):
+        # What was remembered before it was set is of other activations.
+        for record in self.each_limit():
+            def remove():
+                capi.tracemalloc_set_evaluator(False)
+                record()
+            def inner():
+                record()
+            def first():
+                inner()
+            def second():
+                inner()
+            def third():
+                inner()
+            for call in second, third:
+                first()
+                capi.tracemalloc_set_evaluator(True, inner.__code__, remove)
+                try:
+                    call()
+                finally:
+                    capi.tracemalloc_set_evaluator(False)
 
 
 if __name__ == '__main__':

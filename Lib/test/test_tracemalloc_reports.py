@@ -255,6 +255,14 @@ class ReportedTests(ScriptBase):
                 assert res == -2, res
             passes = capi.tracemalloc_run_pool('track', 4, 500, True, TIMEOUT)
             assert passes == 2000, passes
+            # Nor one of tracemalloc's own.
+            args = 5, 0x1230
+            def track():
+                how = 'stateless', TIMEOUT
+                return (capi.tracemalloc_track(*args, 10, *how),
+                        capi.tracemalloc_untrack(*args, *how))
+            res = capi.tracemalloc_call_locked(track)
+            assert res == (-2, -2), res
             """)
 
     def test_gh_129185_track_after_finalization(self):

@@ -9,7 +9,7 @@ import unittest
 from test import support
 from test.support import import_helper
 from test.support.tracemalloc_helper import (
-    ADDRESS, DOMAIN, MARK, TIMEOUT, UNKNOWN,
+    ADDRESS, CONFIGS, DOMAIN, MARK, TIMEOUT, UNKNOWN,
     FaultsBase, ScriptBase, TestBase, full_address_space, get_lineno)
 
 tracemalloc = import_helper.import_module('_tracemalloc')
@@ -233,8 +233,8 @@ class MainRawTests(TestBase):
         self.assertEqual(traces, [(0, MARK, UNKNOWN, 1)])
 
     def test_no_thread_state_is_made(self):
-        # A hook in a thread without a thread state leaves it without one:
-        # nothing is allocated but the block.
+        # A hook in a thread without a thread state leaves it without one, as
+        # the function for the tests checks: nothing is allocated but the block.
         tracemalloc.start()
         tracemalloc.clear_traces()
         addr = capi.tracemalloc_raw_malloc(MARK, 'stateless', TIMEOUT)
@@ -434,6 +434,171 @@ class ClearedTests(ScriptBase):
             """)
 
 
+class FreeTests(FaultsBase):
+    """When a block is given back, its trace is gone already.
+
+    The allocator is still in free(), and another thread has the block.
+    """
+
+    def test_raw(self):
+        # The thread that frees is of another interpreter.
+        for config in CONFIGS:
+            hows = ['detached']
+            if config == 'isolated':
+                # It has a GIL of its own: it may keep that at the gate.
+                hows += ['attached', 'stateless']
+            with self.subTest(config):
+                self.run_faults(f"""
+                    interp = create({config!r})
+                    tracemalloc.start()
+
+                    def again():
+                        addr = capi.tracemalloc_raw_malloc(OLD)
+                        return addr, get_traceback(addr)
+
+                    for how, own in product({hows}, (False, True)):
+                        addr = capi.tracemalloc_raw_malloc(OLD)
+                        if not own:
+                            # Now the trace is of that interpreter.
+                            run(interp, f'''if 1:
+                                capi.tracemalloc_track(0, {{addr}}, {MARK})
+                                ''')
+                        capi.tracemalloc_keep(addr, OLD)
+                        source = (f'capi.tracemalloc_raw_free('
+                                  f'{{addr}}, {{how!r}}, {{TIMEOUT}})')
+                        addr2, traceback = hold_up(
+                            addr, lambda: run(interp, source), again)
+                        assert addr2 == addr
+                        assert traceback is not None
+                        assert get_traceback(addr) == traceback
+                        assert sizes().count(OLD) == 1
+                        run(interp, 'assert {MARK} not in sizes()')
+                        check_sums(interp)
+                        capi.tracemalloc_raw_free(addr)
+                        assert OLD not in sizes()
+                    """)
+
+    def test_same_interpreter(self):
+        # The allocator detaches the thread while it frees.
+        self.run_faults("""
+            tracemalloc.start()
+            for domain, size in product(('raw', 'mem', 'obj'), (333, OLD)):
+                tracemalloc.clear_traces()
+                def again():
+                    addr = malloc(domain, size)
+                    return addr, get_traceback(addr)
+                addr = malloc(domain, size)
+                capi.tracemalloc_keep(addr, size)
+                addr2, traceback = hold_up(
+                    addr, lambda: free(domain, addr), again, True)
+                assert addr2 == addr, (domain, size)
+                assert traceback is not None, (domain, size)
+                assert get_traceback(addr) == traceback, (domain, size)
+                check_sums()
+                free(domain, addr)
+                if size == OLD:
+                    assert OLD not in sizes(), domain
+                check_sums()
+            """)
+
+    def test_moved_by_realloc(self):
+        # Somebody gets the old block before realloc() has returned.
+        self.run_faults("""
+            interp = create('isolated')
+            tracemalloc.start()
+            for how in 'detached', 'stateless', 'attached':
+                def again():
+                    addr = capi.tracemalloc_raw_malloc(OLD)
+                    return addr, get_traceback(addr)
+                addr = capi.tracemalloc_raw_malloc(OLD)
+                capi.tracemalloc_keep(addr, OLD)
+                # The isolated interpreter keeps its own GIL at the gate.
+                source = (f'moved = capi.tracemalloc_raw_realloc('
+                          f'{addr}, {NEW}, {how!r}, {TIMEOUT})')
+                addr2, traceback = hold_up(
+                    NEW, lambda: run(interp, source), again)
+                assert addr2 == addr, how
+                assert traceback is not None, how
+                assert get_traceback(addr) == traceback, how
+                assert sizes().count(OLD) == 1, how
+                check_sums(interp)
+                run(interp, 'capi.tracemalloc_raw_free(moved)')
+                capi.tracemalloc_raw_free(addr)
+                assert OLD not in sizes(), how
+                check_sums(interp)
+            """)
+
+    def test_realloc_is_counted_at_once(self):
+        # While a thread makes the traceback for a block that it has
+        # reallocated, the block is in the sum.
+        self.run_faults("""
+            interp = create('isolated')
+            tracemalloc.start()
+            size = 10_000_000
+            for new_size in size - 1000, size + 1000:
+                addr = capi.tracemalloc_raw_malloc(size)
+                tracemalloc.reset_peak()
+                before = tracemalloc.get_traced_memory()[0]
+                def meanwhile():
+                    current = tracemalloc.get_traced_memory()[0]
+                    capi.tracemalloc_raw_free(
+                        capi.tracemalloc_raw_malloc(size))
+                    return current
+                source = (f'addr = capi.tracemalloc_raw_realloc('
+                          f'{addr}, {new_size})')
+                current = hold_up(addr, lambda: run(interp, source),
+                                  meanwhile, after=True)
+                least = before - 100_000
+                assert current >= least, (current, least)
+                peak = tracemalloc.get_traced_memory()[1]
+                assert peak >= least + size, (peak, least)
+                run(interp, 'capi.tracemalloc_raw_free(addr)')
+                check_sums(interp)
+            """)
+
+    def test_tracked_before(self):
+        # An interpreter tracks an address, and then another one gets a block
+        # there.
+        for config in CONFIGS:
+            with self.subTest(config):
+                self.run_faults(f"""
+                    interp = create({config!r})
+                    tracemalloc.start()
+                    for domain in 'raw', 'mem', 'obj':
+                        addr = malloc(domain, OLD)
+                        capi.tracemalloc_keep(addr, OLD)
+                        free(domain, addr)
+                        run(interp, f'''if 1:
+                            res = capi.tracemalloc_track(0, {{addr}}, {MARK})
+                            assert res == 0
+                            assert sizes().count({MARK}) == 1
+                            ''')
+                        assert get_traceback(addr) is None
+                        assert malloc(domain, OLD) == addr
+                        assert get_traceback(addr) is not None
+                        assert sizes().count(OLD) == 1, domain
+                        run(interp, 'assert {MARK} not in sizes()')
+                        check_sums(interp)
+                        free(domain, addr)
+                        assert OLD not in sizes()
+                        check_sums(interp)
+
+                    # The other way round.
+                    addr = capi.tracemalloc_raw_malloc(OLD)
+                    capi.tracemalloc_keep(addr, OLD)
+                    capi.tracemalloc_raw_free(addr)
+                    assert capi.tracemalloc_track(0, addr, {MARK}) == 0
+                    run(interp, f'''if 1:
+                        addr = capi.tracemalloc_raw_malloc({{OLD}})
+                        assert addr == {{addr}}
+                        assert sizes().count({{OLD}}) == 1
+                        ''')
+                    assert get_traceback(addr) is None
+                    assert {MARK} not in sizes()
+                    check_sums(interp)
+                    """)
+
+
 class QueryTests(ScriptBase):
     """A query while other threads begin and end."""
 
@@ -450,6 +615,12 @@ class QueryTests(ScriptBase):
                 ended.append(True)
             tracemalloc.start()
             run_threads([ask, begin])
+            # They have given it back.
+            memory = tracemalloc.get_tracemalloc_memory()
+            for _ in range(200):
+                run_threads([lambda: [[]]])
+            grown = tracemalloc.get_tracemalloc_memory() - memory
+            assert grown < 200 * 1000, grown
             """)
 
 

@@ -483,41 +483,6 @@ class GeneratorTests(TracebackTestCase):
                 thread.join()
 
 
-class EvaluatorTests(TracebackTestCase):
-    """The evaluator is not the interpreter's own."""
-
-    def test_other_evaluator(self):
-        capi = import_helper.import_module('_testinternalcapi')
-        for record in self.each_limit():
-            def inner():
-                record()
-                record.total_nframe()
-            def first():
-                inner()
-            def other():
-                # Its frame is as large.
-                inner()
-            def second(n):
-                if n:
-                    second(n - 1)
-                else:
-                    inner()
-            def call():
-                first()
-                other()
-                second(0)
-                inner()
-                second(3)
-            call()
-            capi.tracemalloc_set_evaluator(True)
-            try:
-                for _ in range(3):
-                    call()
-            finally:
-                capi.tracemalloc_set_evaluator(False)
-            call()
-
-
 class CompiledModuleTests(TracebackTestCase):
     """Frames are handled by a module that was compiled for 3.13.5."""
 

@@ -509,6 +509,22 @@ tracemalloc_use_credit(PyObject *self, PyObject *Py_UNUSED(args))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(call_locked_doc,
+"tracemalloc_call_locked(func)\n"
+"--\n\n"
+"Call func() while the lock of the runtime's tracemalloc state is held, and\n"
+"return the result.  Nothing may trace.");
+
+static PyObject *
+tracemalloc_call_locked(PyObject *self, PyObject *func)
+{
+    PyMutex *mutex = &_PyRuntime.tracemalloc.mutex;
+    PyMutex_Lock(mutex);
+    PyObject *result = PyObject_CallNoArgs(func);
+    PyMutex_Unlock(mutex);
+    return result;
+}
+
 
 #define NUM_BLOCKS 8192
 #define MAX_SUM 50000000          // bytes
@@ -670,6 +686,8 @@ static PyMethodDef test_methods[] = {
      take_keys_doc},
     {"tracemalloc_use_credit", tracemalloc_use_credit, METH_NOARGS,
      use_credit_doc},
+    {"tracemalloc_call_locked", tracemalloc_call_locked, METH_O,
+     call_locked_doc},
     {"tracemalloc_take_turns", tracemalloc_take_turns, METH_VARARGS,
      take_turns_doc},
     {"tracemalloc_next_code_version", tracemalloc_next_code_version, METH_O,

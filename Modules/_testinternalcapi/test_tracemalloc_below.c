@@ -44,6 +44,8 @@ static struct {
 
     uintptr_t gate;                     // atomic: a size, or an address
     int gate_detaches;                  // set before the gate
+    uintptr_t gate_after;               // atomic: a block; whoever moves it ...
+    unsigned long gate_thread;          // atomic: ... waits at the next request
     PyEvent gate_reached;
     PyEvent gate_open;
 } below;
@@ -112,6 +114,18 @@ reuse_block(void *ctx, size_t size)
     return NULL;
 }
 
+// A block that shall be kept is moved by realloc(); this is the new one.
+static void *
+move_block(PyMemAllocatorEx *wrapped, void *ptr, size_t size)
+{
+    void *moved = wrapped->malloc(wrapped->ctx, size);
+    if (moved == NULL) {
+        Py_FatalError("no memory for the test");
+    }
+    memcpy(moved, ptr, Py_MIN(size, below.keep_size));
+    return moved;
+}
+
 // The first thread that comes with this size or address waits.
 static void
 wait_at_gate(uintptr_t key)
@@ -126,6 +140,18 @@ wait_at_gate(uintptr_t key)
     }
 }
 
+// A thread that has reallocated a certain block waits at its next request.
+static void
+wait_after_realloc(void)
+{
+    unsigned long thread = _Py_atomic_load_ulong(&below.gate_thread);
+    if (thread != NO_THREAD && thread == PyThread_get_thread_ident()) {
+        _Py_atomic_store_ulong(&below.gate_thread, NO_THREAD);
+        _Py_atomic_store_uintptr(&below.gate, (uintptr_t)&below);
+        wait_at_gate((uintptr_t)&below);
+    }
+}
+
 static void *
 below_malloc(void *ctx, size_t size)
 {
@@ -134,6 +160,7 @@ below_malloc(void *ctx, size_t size)
         return NULL;
     }
     wait_at_gate(size);
+    wait_after_realloc();
     void *ptr = reuse_block(ctx, size);
     if (ptr == NULL) {
         ptr = wrapped->malloc(wrapped->ctx, size);
@@ -150,6 +177,7 @@ below_calloc(void *ctx, size_t nelem, size_t elsize)
         return NULL;
     }
     wait_at_gate(nelem * elsize);
+    wait_after_realloc();
     void *ptr = wrapped->calloc(wrapped->ctx, nelem, elsize);
     note_block(ptr, nelem * elsize);
     return ptr;
@@ -162,8 +190,22 @@ below_realloc(void *ctx, void *ptr, size_t size)
     if (has_no_memory(size)) {
         return NULL;
     }
-    wait_at_gate(size);
-    ptr = wrapped->realloc(wrapped->ctx, ptr, size);
+    uintptr_t old = (uintptr_t)ptr;
+    if (old != 0
+        && _Py_atomic_compare_exchange_uintptr(&below.gate_after, &old, 0))
+    {
+        _Py_atomic_store_ulong(&below.gate_thread,
+                               PyThread_get_thread_ident());
+    }
+    // Waits when the old block is given back.
+    if (keep_block(ctx, (uintptr_t)ptr)) {
+        ptr = move_block(wrapped, ptr, size);
+        wait_at_gate(size);
+    }
+    else {
+        wait_at_gate(size);
+        ptr = wrapped->realloc(wrapped->ctx, ptr, size);
+    }
     note_block(ptr, size);
     return ptr;
 }
@@ -364,8 +406,8 @@ tracemalloc_domain_free(PyObject *self, PyObject *args)
 PyDoc_STRVAR(keep_doc,
 "tracemalloc_keep(address, size)\n"
 "--\n\n"
-"Do not give the block at this address back when it is freed.  The next one\n"
-"who asks the same allocator for a block of this size gets it.");
+"Do not give the block at this address back when it is freed, or moved by\n"
+"realloc().  Who asks the same allocator next for a block of this size gets it.");
 
 static PyObject *
 tracemalloc_keep(PyObject *self, PyObject *args)
@@ -381,22 +423,27 @@ tracemalloc_keep(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(gate_close_doc,
-"tracemalloc_gate_close(key, detach=False)\n"
+"tracemalloc_gate_close(key, detach=False, after=False)\n"
 "--\n\n"
 "Hold up the first thread that asks the allocators for a block of this size,\n"
-"or frees the block at this address; with 'detach' without the GIL.");
+"or frees the block at this address; with 'detach' without the GIL.  With\n"
+"'after', the thread that reallocates the block at this address is held up\n"
+"by its next request.");
 
 static PyObject *
 tracemalloc_gate_close(PyObject *self, PyObject *args)
 {
     void *key;
-    int detach = 0;
-    if (!PyArg_ParseTuple(args, "O&|p", address_converter, &key, &detach)) {
+    int detach = 0, after = 0;
+    if (!PyArg_ParseTuple(args, "O&|pp", address_converter, &key, &detach,
+                          &after))
+    {
         return NULL;
     }
     below.gate_reached = below.gate_open = (PyEvent){0};
     below.gate_detaches = detach;
-    _Py_atomic_store_uintptr(&below.gate, (uintptr_t)key);
+    _Py_atomic_store_uintptr(after ? &below.gate_after : &below.gate,
+                             (uintptr_t)key);
     Py_RETURN_NONE;
 }
 
@@ -426,6 +473,8 @@ static PyObject *
 tracemalloc_gate_open(PyObject *self, PyObject *Py_UNUSED(args))
 {
     _Py_atomic_store_uintptr(&below.gate, 0);
+    _Py_atomic_store_uintptr(&below.gate_after, 0);
+    _Py_atomic_store_ulong(&below.gate_thread, NO_THREAD);
     _PyEvent_Notify(&below.gate_open);
     Py_RETURN_NONE;
 }

@@ -9,7 +9,36 @@
 #include "test_tracemalloc.h"
 
 
+// The mark is in what was padding: extensions know where the locals are.
+static_assert(sizeof(void *) != 8
+              || (offsetof(_PyInterpreterFrame, owner) == 70
+                  && offsetof(_PyInterpreterFrame, localsplus) == 72),
+              "the layout of frames is that of 3.13.5");
+
+
 /* --- An evaluator ------------------------------------------------------- */
+
+// What is called in the frames of a code object, if that is not NULL.
+static struct {
+    PyObject *code, *func;
+} evaluated;
+
+// Call it in this frame, as from a loop of the evaluator's own.  Returns -1 if
+// it fails.
+static int
+call_evaluated(PyThreadState *tstate, _PyInterpreterFrame *frame)
+{
+    PyCodeObject *code = (PyCodeObject *)evaluated.code;
+    _Py_CODEUNIT *start = frame->instr_ptr;
+    frame->instr_ptr = _PyCode_CODE(code) + code->_co_firsttraceable + 1;
+    frame->previous = tstate->current_frame;
+    tstate->current_frame = frame;
+    PyObject *result = PyObject_CallNoArgs(evaluated.func);
+    tstate->current_frame = frame->previous;
+    frame->instr_ptr = start;
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
 
 // Pushes frames as an extension does that was compiled with the headers of
 // 3.13.5: the mark of a frame is whatever was there before.
@@ -17,21 +46,30 @@ static PyObject *
 evaluate(PyThreadState *tstate, _PyInterpreterFrame *frame, int throwflag)
 {
     frame->callers_known = 1;
+    if (evaluated.code != NULL && frame->f_executable == evaluated.code
+        && call_evaluated(tstate, frame) < 0)
+    {
+        throwflag = 1;
+    }
     return _PyEval_EvalFrameDefault(tstate, frame, throwflag);
 }
 
 PyDoc_STRVAR(set_evaluator_doc,
-"tracemalloc_set_evaluator(new)\n"
+"tracemalloc_set_evaluator(new, code=None, func=None)\n"
 "--\n\n"
-"Set an evaluator of frames that does not know tracemalloc, or the default.");
+"Set an evaluator of frames that does not know tracemalloc, or the default.\n"
+"The new one calls func() in each frame of this code before it is executed.");
 
 static PyObject *
-tracemalloc_set_evaluator(PyObject *self, PyObject *arg)
+tracemalloc_set_evaluator(PyObject *self, PyObject *args)
 {
-    int new = PyObject_IsTrue(arg);
-    if (new < 0) {
+    int new;
+    PyObject *code = NULL, *func = NULL;
+    if (!PyArg_ParseTuple(args, "p|O!O", &new, &PyCode_Type, &code, &func)) {
         return NULL;
     }
+    Py_XSETREF(evaluated.code, Py_XNewRef(code));
+    Py_XSETREF(evaluated.func, Py_XNewRef(func));
     _PyInterpreterState_SetEvalFrameFunc(
         PyInterpreterState_Get(),
         new ? evaluate : _PyEval_EvalFrameDefault);
@@ -211,7 +249,7 @@ tracemalloc_raw_malloc_in_lender(PyObject *self, PyObject *Py_UNUSED(args))
 /* --- The functions ------------------------------------------------------ */
 
 static PyMethodDef test_methods[] = {
-    {"tracemalloc_set_evaluator", tracemalloc_set_evaluator, METH_O,
+    {"tracemalloc_set_evaluator", tracemalloc_set_evaluator, METH_VARARGS,
      set_evaluator_doc},
     {"tracemalloc_call_in_frame", tracemalloc_call_in_frame, METH_VARARGS,
      call_in_frame_doc},

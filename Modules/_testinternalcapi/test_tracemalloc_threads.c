@@ -48,6 +48,7 @@ typedef struct {
     void *ptr;
     size_t size;
     int res;
+    int has_state;          // does a stateless thread have a thread state now?
     PyEvent done;
     int refs;               // atomic: the caller and the thread
 } job_t;
@@ -93,6 +94,7 @@ job_thread(void *arg)
 {
     job_t *job = (job_t *)arg;
     job_run(job);
+    job->has_state = PyGILState_GetThisThreadState() != NULL;
     _PyEvent_Notify(&job->done);
     job_decref(job);
 }
@@ -122,7 +124,14 @@ job_run_how(job_t *job, enum how how, double timeout)
         PyErr_SetString(PyExc_RuntimeError, "cannot start a thread");
         return -1;
     }
-    return _PyTestTracemalloc_Wait(&job->done, timeout, 0);
+    if (_PyTestTracemalloc_Wait(&job->done, timeout, 0) < 0) {
+        return -1;
+    }
+    if (job->has_state) {
+        PyErr_SetString(PyExc_AssertionError, "a thread state was made");
+        return -1;
+    }
+    return 0;
 }
 
 // Return the job that has run, to be released by job_decref().
