@@ -383,11 +383,13 @@ def head(proof, judged):
     shown = [stored for _, verdict, _, stored in judged
              if verdict not in (NOT_DONE, OUTDATED)]
     seconds = sum(stored['seconds'] for stored in shown)
-    dates = sorted(stored['date'][:10] for stored in shown)
+    dates = {}
+    for stored in shown:
+        dates.setdefault(stored['machine'], []).append(stored['date'][:10])
     origins = []
-    for one in dict.fromkeys([*dates[:1], *dates[-1:],
-                              *(stored['machine'] for stored in shown)]):
-        origins += [f'{one}.', '']
+    for where, when in dates.items():
+        days = ' to '.join(dict.fromkeys([min(when), max(when)]))
+        origins += [f'{len(when)} steps, {days}: {where}.', '']
     return [
         '# What `make proof` found', '',
         f'CPython {os.environ["VERSION"]}, {series()}, source tree '
