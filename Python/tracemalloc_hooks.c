@@ -172,34 +172,40 @@ begin(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     return (function != FREE || had_trace(removed)) && enter(caller, removed);
 }
 
-// The old trace was removed; it is still counted, unless the block is freed.
-// -1 if there is no memory for a new one.
+// After a realloc(): the old trace was removed, and is still counted.
+static inline Py_ALWAYS_INLINE void
+end_realloc(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
+            const tracemalloc_removed *removed, bool traced, void *ptr,
+            size_t size)
+{
+    if (ptr == NULL) {
+        if (had_trace(removed)) {
+            _PyTraceMalloc_PutBack(caller, removed);
+        }
+        return;
+    }
+    _PyTraceMalloc_CountChange(caller, removed->trace.size,
+                               traced ? size : 0);
+    if (traced && add_trace(caller, domain, ptr, size, BLOCK_REALLOCATED) != 0)
+    {
+        // It has no trace, but realloc() does not fail because of that.
+        _PyTraceMalloc_CountRemove(caller, size);
+    }
+}
+
+// The counterpart of begin(): `ptr` is what the call has returned.  -1 if
+// there is no memory for the trace of a new block.
 static inline Py_ALWAYS_INLINE int
 end(const tracemalloc_caller *caller, PyMemAllocatorDomain domain,
     alloc_function function, const tracemalloc_removed *removed, bool traced,
     void *ptr, size_t size)
 {
     int res = 0;
-    bool adds = traced && ptr != NULL;
-    if (removed->trace.ptr == 0) {
-        if (adds) {
-            res = add_trace(caller, domain, ptr, size, BLOCK_NEW);
-        }
+    if (function != FREE && removed->trace.ptr != 0) {
+        end_realloc(caller, domain, removed, traced, ptr, size);
     }
-    else if (function != FREE && ptr == NULL) {
-        if (had_trace(removed)) {
-            _PyTraceMalloc_PutBack(caller, removed);
-        }
-    }
-    else if (function != FREE) {
-        _PyTraceMalloc_CountChange(caller, removed->trace.size,
-                                   adds ? size : 0);
-        if (adds && add_trace(caller, domain, ptr, size,
-                              BLOCK_REALLOCATED) != 0)
-        {
-            // It has no trace, but realloc() does not fail because of that.
-            _PyTraceMalloc_CountRemove(caller, size);
-        }
+    else if (traced && ptr != NULL) {
+        res = add_trace(caller, domain, ptr, size, BLOCK_NEW);
     }
     leave(caller, removed, traced);
     return res;

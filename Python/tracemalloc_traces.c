@@ -179,7 +179,7 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
 // is open and suffices.  False if it is not as simple as that.
 static inline bool
 try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
-                 bool counted, uint32_t traceback)
+                 tracemalloc_block_origin origin, uint32_t traceback)
 {
     interp_state *tm = &tstate->interp->tracemalloc;
     if (!WITH_GIL || !tm->owns_pages || may_be_listed(0, ptr)) {
@@ -190,7 +190,7 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
         .ptr = ptr, .size = size,
         .traceback = traceback & _PyTraceMalloc_MAX_ID,
     };
-    size_t needed = counted ? 0 : size;
+    size_t needed = origin == BLOCK_REALLOCATED ? 0 : size;
     bool done = false;
     if (_PyTraceMalloc_EnterCredit(credit)) {
         if (needed <= (uint64_t)credit->available
@@ -208,13 +208,13 @@ try_add_to_table(PyThreadState *tstate, uintptr_t ptr, size_t size,
 // slot and enough credit.
 static inline Py_ALWAYS_INLINE bool
 try_add_to_slot(PyThreadState *tstate, uintptr_t ptr, size_t size,
-                bool counted, uint32_t traceback)
+                tracemalloc_block_origin origin, uint32_t traceback)
 {
     tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
     if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK
         || size > UINT32_MAX
         || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0
-        || (!counted
+        || (origin != BLOCK_REALLOCATED
             && !_PyTraceMalloc_TryCountAdd(own_credit(tstate), size)))
     {
         return false;
@@ -231,7 +231,6 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
                  tracemalloc_block_origin origin, uint32_t traceback)
 {
     thread_state *ts = thread_of(tstate);
-    bool counted = origin == BLOCK_REALLOCATED;
     ts->last_block = 0;
     if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
         traceback = capture(tstate, origin == BLOCK_NEW
@@ -244,12 +243,12 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
         if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
             return -1;
         }
-        if (try_add_to_slot(tstate, ptr, size, counted, traceback)) {
+        if (try_add_to_slot(tstate, ptr, size, origin, traceback)) {
             return 0;
         }
     }
     if (_PyTraceMalloc_PageLink(tstate->interp, ptr) != NULL
-        || !try_add_to_table(tstate, ptr, size, counted, traceback))
+        || !try_add_to_table(tstate, ptr, size, origin, traceback))
     {
         int res = store_block(tstate, ptr, size, origin, traceback);
         if (res != 0) {
@@ -267,8 +266,7 @@ _PyTraceMalloc_AddBlock(PyThreadState *tstate, uintptr_t ptr, size_t size,
 {
     uint32_t traceback = remembered_traceback(tstate);
     if (traceback != _PyTraceMalloc_NO_TRACEBACK
-        && try_add_to_slot(tstate, ptr, size, origin == BLOCK_REALLOCATED,
-                           traceback))
+        && try_add_to_slot(tstate, ptr, size, origin, traceback))
     {
         return 0;
     }

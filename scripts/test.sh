@@ -107,7 +107,10 @@ run() {
     step_done "$p passed, $f failed, $s skipped${others:+, $others data races in CPython itself}"
     sed -n 's/^failed: /      failed: /p' "$out/$label.sum"
     if [ "$f" != 0 ]; then
-        printf '      last lines of %s/%s.log:\n' "${out#"$ROOT"/}" "$label"
+        printf '      from %s/%s.log:\n' "${out#"$ROOT"/}" "$label"
+        # What unittest says of the failures, and the end.
+        awk '/^(FAIL|ERROR): / { on = 1 } /^Ran [0-9]+ test/ { on = 0 } on && n++ < 200' "$out/$label.log" \
+            | sed 's/^/      | /'
         tail -n 20 "$out/$label.log" | sed 's/^/      | /'
     fi
     passed=$((passed + p))
