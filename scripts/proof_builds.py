@@ -275,7 +275,7 @@ class Build:
         self.source = source or (STOCK if stock else TREE)
         self.folder = folder or PROOF / 'builds' / name
         self.missing = missing or f'{compiler} {" ".join(flags)}'.strip()
-        self.environ = environ          # of what runs in it
+        self.environ = environ          # with '{source}', see environment()
         self.log = PROOF / 'log' / f'build-{name}.log'
         self.state = None               # None, 'done', or what is wrong
         self.paths = {}                 # variables that name paths
@@ -283,6 +283,11 @@ class Build:
     @property
     def python(self):
         return self.folder / 'python'
+
+    def environment(self):
+        """Of what runs in it."""
+        return {name: value.replace('{source}', str(self.source))
+                for name, value in self.environ.items()}
 
     def description(self):
         """What its results depend on, other than the source."""
@@ -341,10 +346,9 @@ class Build:
             if status:
                 return status
             done.write_text(wanted)
-        # What make runs, _freeze_module first, leaks at exit.
+        # It runs what it has built: _freeze_module, which leaks at exit.
         return run(['make', f'-j{JOBS}', *self.make], self.log,
-                   cwd=self.folder, append=True,
-                   ASAN_OPTIONS='detect_leaks=0')
+                   cwd=self.folder, append=True, **self.environment())
 
     def remove(self):
         """Make room: only its log is kept."""

@@ -179,8 +179,7 @@ class Step:
         by nobody.
         """
         environ = {}
-        for name, value in build.environ.items():
-            value = value.replace('{source}', str(build.source))
+        for name, value in build.environment().items():
             environ[name] = (f'{value}:log_path={self.out}/report'
                              f'{REPORTING.get(name, "")}')
         return environ
@@ -437,7 +436,7 @@ class Leaks(Step):
 
     def leaked(self, log, *options):
         build = self.builds[0]
-        environ = build.environ.copy()
+        environ = build.environment()
         environ['ASAN_OPTIONS'] = environ['ASAN_OPTIONS'].replace(
             'detect_leaks=0', 'detect_leaks=1')
         status = run([build.python, *options], log, timeout=600, **environ)
