@@ -9,6 +9,7 @@
 #include "pycore_pystate.h"       // _PyInterpreterState_GET()
 #include "pycore_runtime.h"       // _Py_STR()
 #include "pycore_tracemalloc.h"   // tracemalloc_snapshot
+#include "pycore_unicodeobject.h" // _PyUnicode_InternMortal()
 
 #include "clinic/_tracemalloc.c.h"
 
@@ -33,10 +34,9 @@ typedef struct {
 } converter;
 
 static int
-converter_init(converter *conv, const tracemalloc_snapshot *snapshot,
-               size_t max_objects)
+converter_init(converter *conv, const tracemalloc_snapshot *snapshot)
 {
-    size_t nobjects = Py_MIN((size_t)snapshot->last_id + 1, max_objects);
+    size_t nobjects = (size_t)snapshot->last_id + 1;
     // Below the hooks: it is not to be traced.
     const PyMemAllocatorEx *allocator = snapshot->allocator;
     *conv = (converter){
@@ -74,7 +74,12 @@ filename_as_object(converter *conv, uint32_t id)
     const tracemalloc_item *name = _PyTraceMalloc_GetItem(conv->intern, id);
     PyObject *filename = PyUnicode_FromKindAndData(name->unit, name->frames,
                                                    (Py_ssize_t)name->length);
-    if (filename != NULL && id < conv->nobjects) {
+    if (filename == NULL) {
+        return NULL;
+    }
+    // As that of a code object is: it is the same one.
+    _PyUnicode_InternMortal(_PyInterpreterState_GET(), &filename);
+    if (id < conv->nobjects) {
         conv->objects[id] = Py_NewRef(filename);
     }
     return filename;
@@ -189,7 +194,7 @@ convert_traces(PyObject *list, const tracemalloc_snapshot *snapshot)
     if (snapshot->ntraces == 0) {
         return 0;
     }
-    if (converter_init(&conv, snapshot, SIZE_MAX) < 0) {
+    if (converter_init(&conv, snapshot) < 0) {
         return -1;
     }
     int res = fill_list(list, &conv, snapshot);
@@ -204,15 +209,14 @@ _PyTraceMalloc_GetTraceback(unsigned int domain, uintptr_t ptr)
     if (_PyTraceMalloc_SnapshotBlock(domain, ptr, &snapshot) < 0) {
         return NULL;
     }
-    PyObject *result = NULL;
-    converter conv;
+    PyObject *result;
     if (snapshot.ntraces == 0) {
         result = Py_NewRef(Py_None);
     }
-    // There may be millions of ids: make room for most filenames only.
-    else if (converter_init(&conv, &snapshot, 1024) == 0) {
+    else {
+        // There may be millions of ids: make no room for objects.
+        converter conv = {.intern = snapshot.intern};
         result = traceback_as_object(&conv, snapshot.traces[0].traceback);
-        converter_fini(&conv);
     }
     _PyTraceMalloc_FreeSnapshot(&snapshot);
     return result;

@@ -46,10 +46,10 @@
 typedef struct _tracemalloc_capture tracemalloc_capture;
 
 // Nodes that a capture has room for: grows by need, so that a thread spends
-// from 5 to 330 kilobytes.
-#define MIN_NODES 128
+// from 3 to 330 kilobytes.
+#define MIN_NODES 64
 #define MAX_NODES 8192
-#define GROWTH 4
+#define GROWTH 2
 
 // Bytes that the captures of an interpreter may take besides as many as its
 // slots and tracebacks take.
@@ -58,7 +58,7 @@ typedef struct _tracemalloc_capture tracemalloc_capture;
 // A walk remembers this number of frames, the nearest ones; and of the older
 // ones those at a distance of this number times a power of 2: at most 32.  An
 // empty capture has room for their nodes.
-#define NUM_RECENT 32
+#define NUM_RECENT 24
 #define MAX_REMEMBERED (NUM_RECENT + 32)
 
 typedef struct {
@@ -507,8 +507,6 @@ _PyTraceMalloc_Capture(const tracemalloc_caller *caller, uint32_t *id)
     if (tstate == NULL || tstate->current_frame == NULL) {
         return 0;
     }
-    // After clear_traces() its id may stand for something else.
-    thread_of(tstate)->last_block = 0;
     if (thread_of(tstate)->ended) {
         return 0;
     }

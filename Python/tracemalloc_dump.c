@@ -10,6 +10,8 @@
 
 #define TIMEOUT (100 * 1000 * 1000)     // nanoseconds
 
+#define MAX_FILENAME 500          // as in a traceback by faulthandler
+
 #define PUTS(fd, str) (void)_Py_write_noraise(fd, str, (int)strlen(str))
 
 // Like _Py_DumpASCII(), which needs a str object.
@@ -21,7 +23,8 @@ dump_filename(int fd, const tracemalloc_intern *intern, uint32_t id)
         return;
     }
     const tracemalloc_item *name = _PyTraceMalloc_GetItem(intern, id);
-    for (size_t i = 0; i < name->length; i++) {
+    size_t length = Py_MIN(name->length, MAX_FILENAME);
+    for (size_t i = 0; i < length; i++) {
         Py_UCS4 ch = PyUnicode_READ(name->unit, name->frames, i);
         if (' ' <= ch && ch <= 126) {
             char c = (char)ch;
@@ -34,6 +37,9 @@ dump_filename(int fd, const tracemalloc_intern *intern, uint32_t id)
             _Py_DumpHexadecimal(fd, ch, ch <= 0xff ? 2
                                         : ch <= 0xffff ? 4 : 8);
         }
+    }
+    if (length < name->length) {
+        PUTS(fd, "...");
     }
 }
 

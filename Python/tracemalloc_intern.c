@@ -17,7 +17,6 @@
 #define FIRST_CHUNK (UINT32_C(1) << CHUNK_BITS)
 
 #define HEADER_SIZE offsetof(tracemalloc_item, frames)
-#define HASHED offsetof(tracemalloc_item, length)
 
 
 /* --- Items -------------------------------------------------------------- */
@@ -28,12 +27,24 @@ item_size(const tracemalloc_item *item)
     return HEADER_SIZE + (size_t)item->length * item->unit;
 }
 
-static bool
-is_equal(const tracemalloc_item *a, const tracemalloc_item *b)
+// With FNV, the high bytes of a word have no effect on low bits.
+static uint32_t
+mix_hash(Py_hash_t hash)
 {
-    size_t size = item_size(a);
-    return a->hash == b->hash && size == item_size(b)
-           && memcmp(&a->length, &b->length, size - HASHED) == 0;
+    uint64_t mixed = (Py_uhash_t)hash;
+    mixed = (mixed ^ mixed >> 32) * UINT64_C(0x9E3779B97F4A7C15);
+    return (uint32_t)(mixed >> 32);
+}
+
+// Is the item what the key says, with this content?
+static bool
+is_equal(const tracemalloc_item *item, const tracemalloc_item *key,
+         const void *content)
+{
+    return item->hash == key->hash && item->length == key->length
+           && item->unit == key->unit
+           && item->total_nframe == key->total_nframe
+           && memcmp(item->frames, content, item_size(key) - HEADER_SIZE) == 0;
 }
 
 tracemalloc_item *
@@ -41,9 +52,6 @@ _PyTraceMalloc_NewItem(const tracemalloc_intern *intern, size_t length,
                        size_t unit, size_t total_nframe)
 {
     const PyMemAllocatorEx *allocator = intern->allocator;
-    if (length != (uint32_t)length) {
-        return NULL;
-    }
     tracemalloc_item *item = allocator->malloc(allocator->ctx,
                                                HEADER_SIZE + length * unit);
     if (item != NULL) {
@@ -94,12 +102,15 @@ _PyTraceMalloc_GetItem(const tracemalloc_intern *intern, uint32_t id)
 
 // Where in the index the id of an equal item is, or is to be put.
 static uint32_t *
-find_entry(const tracemalloc_intern *intern, const tracemalloc_item *item)
+find_entry(const tracemalloc_intern *intern, const tracemalloc_item *key,
+           const void *content)
 {
-    uint32_t i = item->hash;
+    uint32_t i = key->hash;
     while (true) {
         uint32_t *entry = &intern->index[i & (intern->index_size - 1)];
-        if (*entry == 0 || is_equal(*item_entry(intern, *entry), item)) {
+        if (*entry == 0
+            || is_equal(*item_entry(intern, *entry), key, content))
+        {
             return entry;
         }
         i++;
@@ -122,7 +133,8 @@ resize_index(tracemalloc_intern *intern, uint32_t size)
     intern->index = index;
     intern->index_size = size;
     for (uint32_t id = FIRST_ID; id <= intern->last_id; id++) {
-        *find_entry(intern, *item_entry(intern, id)) = id;
+        const tracemalloc_item *item = *item_entry(intern, id);
+        *find_entry(intern, item, item->frames) = id;
     }
     return 0;
 }
@@ -150,26 +162,34 @@ reserve_id(tracemalloc_intern *intern)
     return 0;
 }
 
-int
-_PyTraceMalloc_Intern(tracemalloc_intern *intern, tracemalloc_item *item,
-                      uint32_t *id)
+// Add an item that is not there; without memory, free it.
+static int
+add_item(tracemalloc_intern *intern, tracemalloc_item *item, uint32_t *id)
 {
-    size_t size = item_size(item);
-    uint64_t hash = (Py_uhash_t)_Py_HashBytes(&item->length,
-                                              (Py_ssize_t)(size - HASHED));
-    // With FNV, the high bytes of a word have no effect on low bits.
-    hash = (hash ^ hash >> 32) * UINT64_C(0x9E3779B97F4A7C15);
-    item->hash = (uint32_t)(hash >> 32);
-    *id = *find_entry(intern, item);
-    if (*id == 0 && reserve_id(intern) == 0) {
-        *id = ++intern->last_id;
-        *item_entry(intern, *id) = item;
-        *find_entry(intern, item) = *id;
-        intern->memory += size;
-        return 0;
+    if (reserve_id(intern) < 0) {
+        _PyTraceMalloc_FreeItem(intern, item);
+        return -1;
     }
-    _PyTraceMalloc_FreeItem(intern, item);
-    return *id != 0 ? 0 : -1;
+    *id = ++intern->last_id;
+    *item_entry(intern, *id) = item;
+    *find_entry(intern, item, item->frames) = *id;
+    intern->memory += item_size(item);
+    return 0;
+}
+
+int
+_PyTraceMalloc_InternTraceback(tracemalloc_intern *intern,
+                               tracemalloc_item *traceback, uint32_t *id)
+{
+    size_t unhashed = offsetof(tracemalloc_item, length);
+    traceback->hash = mix_hash(_Py_HashBytes(
+        &traceback->length, (Py_ssize_t)(item_size(traceback) - unhashed)));
+    *id = *find_entry(intern, traceback, traceback->frames);
+    if (*id == 0) {
+        return add_item(intern, traceback, id);
+    }
+    _PyTraceMalloc_FreeItem(intern, traceback);
+    return 0;
 }
 
 int
@@ -182,12 +202,31 @@ _PyTraceMalloc_InternFilename(tracemalloc_intern *intern, PyObject *filename,
     }
     size_t length = (size_t)PyUnicode_GET_LENGTH(filename);
     size_t kind = (size_t)PyUnicode_KIND(filename);
+    const void *text = PyUnicode_DATA(filename);
+    Py_hash_t hash = FT_ATOMIC_LOAD_SSIZE_RELAXED(
+        _PyASCIIObject_CAST(filename)->hash);
+    if (hash == -1) {
+        // That of a str object, which this one has not computed yet.
+        hash = _Py_HashBytes(text, (Py_ssize_t)(length * kind));
+    }
+    const tracemalloc_item key = {
+        .hash = mix_hash(hash), .length = (uint32_t)length,
+        .unit = (uint16_t)kind,
+    };
+    if (length > UINT32_MAX) {
+        return -1;
+    }
+    *id = *find_entry(intern, &key, text);
+    if (*id != 0) {
+        return 0;
+    }
     tracemalloc_item *item = _PyTraceMalloc_NewItem(intern, length, kind, 0);
     if (item == NULL) {
         return -1;
     }
-    memcpy(item->frames, PyUnicode_DATA(filename), length * kind);
-    return _PyTraceMalloc_Intern(intern, item, id);
+    item->hash = key.hash;
+    memcpy(item->frames, text, length * kind);
+    return add_item(intern, item, id);
 }
 
 

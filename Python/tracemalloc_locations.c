@@ -76,7 +76,7 @@ intern_locked(interp_state *tm, _PyInterpreterFrame *frame,
         }
         frame = _PyFrame_GetFirstComplete(frame->previous);
     }
-    return _PyTraceMalloc_Intern(tm->intern, item, id);
+    return _PyTraceMalloc_InternTraceback(tm->intern, item, id);
 }
 
 int

@@ -221,8 +221,7 @@ try_add_to_slot(PyThreadState *tstate, uintptr_t ptr, size_t size,
     }
     slot->size = (uint32_t)size;
     slot->traceback = traceback;
-    thread_of(tstate)->last_block = ptr;
-    thread_of(tstate)->last_traceback = traceback;
+    *last_block_of(tstate) = (tracemalloc_last_block){ptr, traceback};
     return true;
 }
 
@@ -230,8 +229,7 @@ static Py_NO_INLINE int
 add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
                  tracemalloc_block_origin origin, uint32_t traceback)
 {
-    thread_state *ts = thread_of(tstate);
-    ts->last_block = 0;
+    last_block_of(tstate)->ptr = 0;
     if (traceback == _PyTraceMalloc_NO_TRACEBACK) {
         traceback = capture(tstate, origin == BLOCK_NEW
                                     ? _PyTraceMalloc_NO_TRACEBACK
@@ -255,8 +253,7 @@ add_block_slowly(PyThreadState *tstate, uintptr_t ptr, size_t size,
             return res;
         }
     }
-    ts->last_block = ptr;
-    ts->last_traceback = traceback;
+    *last_block_of(tstate) = (tracemalloc_last_block){ptr, traceback};
     return 0;
 }
 
@@ -446,7 +443,7 @@ void
 _PyTraceMalloc_FreeBlock(PyThreadState *tstate, uintptr_t ptr)
 {
     thread_state *ts = thread_of(tstate);
-    ts->last_block = 0;
+    last_block_of(tstate)->ptr = 0;
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
     tracemalloc_page *page = _PyTraceMalloc_LoadPage(link);
     if (_PyTraceMalloc_HasSlots(page)) {
@@ -532,19 +529,35 @@ reattribute_slowly(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
     }
 }
 
+#ifndef NDEBUG
+// Is this its traceback, unless somebody has untracked the block?
+static bool
+has_traceback(PyThreadState *tstate, uintptr_t ptr, uint32_t traceback)
+{
+    interp_state *tm = &tstate->interp->tracemalloc;
+    tracemalloc_trace trace;
+    lock_mutex(&tm->mutex);
+    bool found = _PyTraceMalloc_Find(tstate->interp, 0, ptr, &trace);
+    unlock_mutex(&tm->mutex);
+    return !found || trace.traceback == traceback;
+}
+#endif
+
 // A block from a free list has the trace of its previous life; it gets the
 // traceback of its new one (bpo-35053).
 void
 _PyTraceMalloc_ObjectCreated(PyThreadState *tstate, PyObject *op)
 {
     // Also if the thread is reentrant: it has the block now.
-    thread_state *ts = thread_of(tstate);
+    tracemalloc_last_block *last = last_block_of(tstate);
     uintptr_t ptr = (uintptr_t)op - _PyType_PreHeaderSize(Py_TYPE(op));
     uint32_t traceback = remembered_traceback(tstate);
-    bool is_last = ts->last_block == ptr && ts->last_traceback == traceback;
-    ts->last_block = 0;
-    if (is_last) {
+    bool is_last = last->ptr == ptr && last->traceback == traceback;
+    last->ptr = 0;
+    // Another interpreter may have given the block a trace of its own since.
+    if (is_last && _Py_atomic_load_int_relaxed(&RUNTIME->nshared) == 0) {
         // A new object in a new block.
+        assert(has_traceback(tstate, ptr, traceback));
         return;
     }
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);

@@ -137,6 +137,13 @@ struct _tracemalloc_runtime_state {
 
 /* --- State of an interpreter -------------------------------------------- */
 
+// The block of the last trace, and its traceback; the block is 0 again once an
+// object was created or a block freed.
+typedef struct {
+    uintptr_t ptr;
+    uint32_t traceback;
+} tracemalloc_last_block;
+
 // Guarded by `mutex` unless noted.
 struct _tracemalloc_interp_state {
     // Read by every hook of an attached thread.  Written under the runtime's
@@ -177,7 +184,9 @@ struct _tracemalloc_interp_state {
     Py_tss_t reentrant_key;
 
 #ifndef Py_GIL_DISABLED
-    tracemalloc_credit credit;    // of whoever holds the GIL
+    // Of whoever holds the GIL.
+    tracemalloc_credit credit;
+    tracemalloc_last_block last;
 #endif
 };
 
@@ -211,10 +220,6 @@ struct _tracemalloc_thread_state {
     uintptr_t freed_block;
     uint32_t freed_traceback;
     struct _tracemalloc_interp_state *freed_owner;
-    // The block of the last trace, and its traceback; the block is 0 again
-    // once an object was created, a block freed, or a traceback captured.
-    uintptr_t last_block;
-    uint32_t last_traceback;
     // The last captures, by instruction; void unless `epoch` is the
     // interpreter's.
     uint64_t epoch;
@@ -227,6 +232,7 @@ struct _tracemalloc_thread_state {
     bool ended;
 #ifdef Py_GIL_DISABLED
     tracemalloc_credit credit;
+    tracemalloc_last_block last;
 #endif
 };
 

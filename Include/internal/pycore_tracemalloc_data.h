@@ -257,7 +257,7 @@ typedef struct {
 
 // A filename or a traceback.  Not changed any more once it has an id.
 typedef struct {
-    uint32_t hash;                // of all that follows
+    uint32_t hash;                // of what follows; of a filename, as str
     uint32_t length;              // code points, or frames kept
     uint16_t unit;                // bytes of a code point, or of a frame
     // Of a traceback: frames that there were, at most UINT16_MAX.  Of a
@@ -311,10 +311,10 @@ extern tracemalloc_item *_PyTraceMalloc_NewItem(
 extern void _PyTraceMalloc_FreeItem(
     const tracemalloc_intern *intern, tracemalloc_item *item);
 
-// Find an equal item and free this one, or add it.  -1 if there is no memory;
-// it is freed then, too.
-extern int _PyTraceMalloc_Intern(
-    tracemalloc_intern *intern, tracemalloc_item *item, uint32_t *id);
+// Find an equal traceback and free this one, or add it.  -1 if there is no
+// memory; it is freed then, too.
+extern int _PyTraceMalloc_InternTraceback(
+    tracemalloc_intern *intern, tracemalloc_item *traceback, uint32_t *id);
 extern int _PyTraceMalloc_InternFilename(
     tracemalloc_intern *intern, PyObject *filename, uint32_t *id);
 

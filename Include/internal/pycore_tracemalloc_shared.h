@@ -153,6 +153,18 @@ own_credit(PyThreadState *tstate)
 #endif
 }
 
+// With the GIL it is the last one of all threads: a block that another thread
+// frees may come back to this one as an object from a free list.
+static inline tracemalloc_last_block *
+last_block_of(PyThreadState *tstate)
+{
+#ifdef Py_GIL_DISABLED
+    return &thread_of(tstate)->last;
+#else
+    return &tstate->interp->tracemalloc.last;
+#endif
+}
+
 static inline uint32_t *
 group_of(unsigned int domain, uintptr_t ptr)
 {

@@ -191,6 +191,20 @@ class FatalErrorTests(ScriptBase):
                 self.assertIn(f'{self.FOUND}  File "{escaped}", line 702\n',
                               err)
 
+    def test_long_filename(self):
+        # It is cut as in a traceback by faulthandler.
+        for length in 500, 501:
+            with self.subTest(length=length):
+                err = self.run_fatal(f"""
+                    tracemalloc.start()
+                    code = work.__code__.replace(co_filename='x' * {length})
+                    work.__code__ = code
+                    work()
+                    capi.tracemalloc_raw_free(addr)
+                    """)
+                dots = '...' if length > 500 else ''
+                self.assertIn(f'  File "{"x" * 500}{dots}", line ', err)
+
     def test_traceback_of_block_being_freed(self):
         import_helper.import_module('_testcapi')
         for func in 'pymem_buffer_overflow', 'pymem_api_misuse':

@@ -16,7 +16,8 @@ import unittest
 from test import support
 from test.support import import_helper, threading_helper
 from test.support.tracemalloc_helper import (
-    ADDRESS, CONFIGS, DOMAIN, MARK, MB, FaultsBase, TestBase, get_lineno)
+    ADDRESS, CONFIGS, DOMAIN, MARK, MB, FaultsBase, ScriptBase, TestBase,
+    get_lineno)
 from test.test_tracemalloc_tracebacks import (
     TracebackTestCase, call_with_trace, frames_of)
 
@@ -207,6 +208,97 @@ class FreeListTests(TestBase):
         items = []
         self.check_another_thread(
             [functools.partial(items.append, None), items.clear])
+
+    def test_freed_by_another_thread(self):
+        # It frees the array of a list, gets the block as a list, and drops
+        # that.  The caller gets it from the free list, and makes it by the
+        # instruction that had asked for the array.
+        made = [None] * 20
+        go_on, resume = threading.Lock(), threading.Lock()
+        go_on.acquire()
+        resume.acquire()
+        def reuse():
+            for i in range(0, len(made), 2):
+                go_on.acquire()
+                made[i] = None
+                one = []
+                two = []
+                del one, two
+                resume.release()
+        tracemalloc.start()
+        # Lists that are older have no trace.
+        older = [[] for _ in range(200)]
+        with threading_helper.start_threads([threading.Thread(target=reuse)]):
+            for i in range(0, len(made), 2):
+                for k in i, i + 1:
+                    made[k] = [i, i, i, i, i, i, i]
+                    lineno = get_lineno() - 1
+                    if k == i:
+                        go_on.release()
+                        resume.acquire()
+        self.assertEqual([tracemalloc._get_object_traceback(obj)
+                          for obj in made[1::2]],
+                         [((__file__, lineno),)] * 10)
+        del older
+
+
+class SharedObjectTests(ScriptBase):
+    """Interpreters with one allocator share objects."""
+
+    @unittest.skipIf(support.Py_GIL_DISABLED,
+                     'a thread has a free list of its own')
+    def test_freed_by_another_interpreter(self):
+        # As by another thread, but the block comes back as an object that the
+        # two interpreters share.
+        import_helper.import_module('_testsinglephase')
+        self.run_script("""
+            import _testsinglephase
+            shared = _testsinglephase.error
+            shared.other_turn = True
+            interp = _interpreters.create('legacy')
+            def reuse():
+                run(interp, '''if 1:
+                    import _testsinglephase
+                    import _tracemalloc as tracemalloc
+                    shared = _testsinglephase.error
+                    for i in range(4):
+                        shared.other_turn = False
+                        while not shared.other_turn:
+                            pass
+                        if i == 0:
+                            tracemalloc.start()
+                            older = [[] for _ in range(200)]
+                        shared.box = None
+                        one = []
+                        two = []
+                        shared.box = two
+                        del one, two
+                    shared.other_turn = False
+                    ''')
+            def make():
+                while shared.other_turn:
+                    pass
+                for i in range(8):
+                    obj = [i, i, i, i, i, i, i]
+                    if i % 2 == 0:
+                        shared.box = obj
+                        del obj
+                        shared.other_turn = True
+                        while shared.other_turn:
+                            pass
+                        shared.box = None
+                    else:
+                        made.append(obj)
+                        del obj
+            made = []
+            tracemalloc.start()
+            older = [[] for _ in range(200)]
+            run_threads([make, reuse])
+            expected = (('<string>', make.__code__.co_firstlineno + 4),)
+            found = [tracemalloc._get_object_traceback(obj) for obj in made]
+            assert found == [expected] * 4, found
+            _interpreters.destroy(interp)
+            """)
 
 
 # --- Sizes -----------------------------------------------------------------

@@ -119,6 +119,28 @@ class ReferenceTests(ScriptBase):
                 assert found == ((f'callee {i}', 1), (f'caller {i}', 1)), found
             """)
 
+    def test_results_share_filenames(self):
+        # However many tracebacks were known when a file came.
+        self.run_script("""
+            source = 'kept = [bytearray(1),' + '\\n bytearray(1),' * 3000 + ']'
+            tracemalloc.start(10)
+            exec(compile(source, 'early', 'exec'))
+            codes = [compile(
+                'def down(n, func): return func(n - 1, down) if n else bytearray(1)',
+                f'late {i}', 'exec') for i in range(2)]
+            namespaces = {}, {}
+            for code, namespace in zip(codes, namespaces):
+                exec(code, namespace)
+            one, two = (namespace['down'] for namespace in namespaces)
+            kept = [one(6, two) for _ in range(50)]
+            found = [tracemalloc._get_object_traceback(obj) for obj in kept]
+            names = [name for traceback in found for name, _ in traceback
+                     if name.startswith('late')]
+            assert len(names) == 350, names
+            assert set(map(id, names)) == {id(code.co_filename)
+                                           for code in codes}
+            """)
+
 
 if __name__ == '__main__':
     unittest.main()

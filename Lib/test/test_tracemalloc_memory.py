@@ -7,6 +7,7 @@ in the heap before, and all of it is given back.
 import textwrap
 import unittest
 
+from test import support
 from test.support.tracemalloc_helper import ScriptBase
 from test.test_tracemalloc_nomemory import NO_MEMORY
 
@@ -195,6 +196,21 @@ class MemoryTests(ScriptBase):
             assert after - before < 1_000_000, after - before
             """)
 
+    def test_freed_but_for_a_few(self):
+        # What is kept of a page goes when the page has no objects.
+        self.run_script("""
+            tracemalloc.start()
+            few = [[None]]
+            before = tracemalloc.get_tracemalloc_memory()
+            kept = [bytes(40) for _ in range(1_000_000)]
+            few = kept[::40_000]
+            del kept
+            # Without a GIL memory is used again when new memory is needed.
+            other = [bytes(300) for _ in range(3000)]
+            after = tracemalloc.get_tracemalloc_memory()
+            assert after - before < 1_000_000, after - before
+            """)
+
     def test_sizes_in_turns(self):
         # What is kept of a page goes when the page is used for another size.
         self.run_script("""
@@ -259,6 +275,31 @@ class MemoryTests(ScriptBase):
             sys.setrecursionlimit(50_000)
             down(20_000)
             """, 0)
+
+    @unittest.skipIf(support.Py_GIL_DISABLED, 'a thread has pages of its own')
+    def test_many_threads(self):
+        # A thread that waits takes little.
+        self.run_script("""
+            NUM_THREADS = 100
+            finished = threading.Barrier(NUM_THREADS + 1)
+            end = threading.Event()
+            def work():
+                bytearray(1)
+                finished.wait()
+                end.wait()
+            threads = [threading.Thread(target=work)
+                       for _ in range(NUM_THREADS)]
+            tracemalloc.start()
+            before = tracemalloc.get_tracemalloc_memory()
+            for thread in threads:
+                thread.start()
+            finished.wait()
+            after = tracemalloc.get_tracemalloc_memory()
+            end.set()
+            for thread in threads:
+                thread.join()
+            assert after - before < 5000 * NUM_THREADS, after - before
+            """)
 
     def test_deep_recursion_in_many_threads(self):
         # While they live, what they remember of their stacks takes little more

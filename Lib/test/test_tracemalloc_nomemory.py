@@ -563,7 +563,7 @@ class NoMemoryForTraceTests(FaultsBase):
             tracemalloc.start()
 
             n = 0
-            for start in range(3):
+            for start in range(2):
                 refused = 0
                 for _ in range(30_000):
                     n += 1

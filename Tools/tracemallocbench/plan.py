@@ -24,6 +24,7 @@ FREETHREADED = ('freethreaded-stock', 'freethreaded-patched')
 SHAPES = {
     'deep_path': ((1, 5, 25, 100), 20_000, 2000),
     'random_walks': ((1, 25, 100), 5000, 500),
+    'known_paths': ((1, 25, 100), 1000, 100),
     'recursion': ((1, 25, 6000), 3, 1),
     'new_stacks': ((1, 2, 25), 5000, 200),
     'tree_recursion': ((1, 25, 100), 14, 10),
@@ -34,6 +35,7 @@ SHAPES = {
     'exec_one_name': ((1, 25), 100_000, 3000),
     'exec_own_names': ((1, 25), 100_000, 3000),
     'full_heap': ((1, 25), MILLION, 200_000),
+    'tides': ((1, 25), 300, 30),
     'sawtooth': ((1, 25), 500_000, 50_000),
     'huge_list': ((1,), 4000, 400),
     'test_json': ((100,), 1, 0),

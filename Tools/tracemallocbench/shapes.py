@@ -96,6 +96,30 @@ def random_walks(n):
         yield
 
 
+FUNCTIONS = 5000        # each in a file of its own
+CALLS = 90              # of a path
+
+LINK = """
+def link(path):
+    for function in path:
+        return function(path)
+    return [None]
+"""
+
+
+def known_paths(n):
+    """Calls along n random paths, ten times: all tracebacks are known."""
+    chance = random.Random(1)
+    links = [define(LINK, f'/a/folder/of/a/library/module_{number}.py')['link']
+             for number in range(FUNCTIONS)]
+    paths = [chance.choices(links, k=CALLS) for _ in range(n)]
+    yield
+    for _ in range(LOOKS):
+        for first, *others in paths:
+            first(iter(others))
+        yield
+
+
 RECURSION = 5000        # frames
 
 
@@ -304,6 +328,21 @@ def full_heap(n):
             heap[index] = None
 
 
+TIDE = 3000             # blocks
+
+
+def tides(n):
+    """Blocks that all come and all go: the allocator's pools empty and fill."""
+    kept = [None] * TIDE
+    none = [None] * TIDE
+    yield
+    for chunk in passes(n):
+        for _ in chunk:
+            kept[:] = map(bytes, repeat(440, TIDE))
+            kept[:] = none
+        yield
+
+
 def sawtooth(n):
     """Sizes that rise and fall around 512 bytes, where the allocator changes.
 
@@ -373,9 +412,9 @@ def suite(name):
 
 
 PROGRAMS = {function.__name__: function for function in (
-    deep_path, random_walks, recursion, new_stacks, tree_recursion,
-    short_threads, deep_threads, yield_from, asyncio_tasks, exec_one_name,
-    exec_own_names, full_heap, sawtooth, huge_list)}
+    deep_path, random_walks, known_paths, recursion, new_stacks,
+    tree_recursion, short_threads, deep_threads, yield_from, asyncio_tasks,
+    exec_one_name, exec_own_names, full_heap, tides, sawtooth, huge_list)}
 
 
 def shape(name, frames, n):
