@@ -77,10 +77,12 @@ filename_as_object(converter *conv, uint32_t id)
     if (filename == NULL) {
         return NULL;
     }
-    // As that of a code object is: it is the same one.
-    _PyUnicode_InternMortal(_PyInterpreterState_GET(), &filename);
     if (id < conv->nobjects) {
         conv->objects[id] = Py_NewRef(filename);
+    }
+    else {
+        // As that of a code object is: it is the same one.
+        _PyUnicode_InternMortal(_PyInterpreterState_GET(), &filename);
     }
     return filename;
 }

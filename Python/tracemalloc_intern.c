@@ -203,8 +203,8 @@ _PyTraceMalloc_InternFilename(tracemalloc_intern *intern, PyObject *filename,
     size_t length = (size_t)PyUnicode_GET_LENGTH(filename);
     size_t kind = (size_t)PyUnicode_KIND(filename);
     const void *text = PyUnicode_DATA(filename);
-    Py_hash_t hash = FT_ATOMIC_LOAD_SSIZE_RELAXED(
-        _PyASCIIObject_CAST(filename)->hash);
+    Py_hash_t hash = _Py_atomic_load_ssize_relaxed(
+        &_PyASCIIObject_CAST(filename)->hash);
     if (hash == -1) {
         // That of a str object, which this one has not computed yet.
         hash = _Py_HashBytes(text, (Py_ssize_t)(length * kind));

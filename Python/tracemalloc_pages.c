@@ -90,6 +90,24 @@ is_worth_it(struct _tracemalloc_interp_state *tm, const page_layout *layout)
     return true;
 }
 
+// With the GIL, move what the hash table has of these blocks; there may be
+// traces of blocks that were freed behind the hooks.  Without, another thread
+// may be about to look one up.
+static void
+move_from_table(struct _tracemalloc_interp_state *tm, tracemalloc_page *page)
+{
+    for (size_t i = 0; i < page->nslots; i++) {
+        tracemalloc_trace *trace = _PyTraceMalloc_TableFind(
+            &tm->table, 0, page->start + i * page->block_size);
+        if (trace != NULL && !trace->listed) {
+            page->slots[i] = (tracemalloc_slot){
+                .traceback = trace->traceback, .size = (uint32_t)trace->size,
+            };
+            _PyTraceMalloc_TableRemove(&tm->table, trace);
+        }
+    }
+}
+
 tracemalloc_page *
 _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
                         uintptr_t ptr)
@@ -122,12 +140,15 @@ _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
     }
     llist_insert_tail(&tm->pages, &page->node);
     tm->page_memory += page_size(page);
+    if (WITH_GIL && _PyTraceMalloc_LoadPage(link) != NULL) {
+        move_from_table(tm, page);
+    }
     // Pairs with the acquire in _PyTraceMalloc_LoadPage().  Another thread may
     // mark the page as sparse right now.
     void *before = _PyTraceMalloc_LoadPage(link);
     do {
         assert(!_PyTraceMalloc_HasSlots(before));
-        page->tabled = before == _PyTraceMalloc_SPARSE;
+        page->tabled = !WITH_GIL && before == _PyTraceMalloc_SPARSE;
     } while (!_Py_atomic_compare_exchange_ptr(link, &before, page));
     return page;
 }
@@ -171,6 +192,8 @@ void
 _PyTraceMalloc_PageEnds(tracemalloc_page *page)
 {
     if (!_PyTraceMalloc_HasSlots(page)) {
+        // The mark remains, since blocks that were freed behind the hooks may
+        // have traces in the hash table.
         return;
     }
     // Blocks that were freed behind the hooks have left traces.
@@ -181,7 +204,7 @@ _PyTraceMalloc_PageEnds(tracemalloc_page *page)
     }
     PyMutex *mutex = &page->owner->mutex;
     lock_mutex(mutex);
-    free_page(page, NULL);
+    free_page(page, page->tabled ? _PyTraceMalloc_SPARSE : NULL);
     unlock_mutex(mutex);
     errno = saved_errno;
 }

@@ -83,12 +83,6 @@ _PyTraceMalloc_Find(PyInterpreterState *interp, unsigned int domain,
                     uintptr_t ptr, tracemalloc_trace *trace)
 {
     interp_state *tm = &interp->tracemalloc;
-    const tracemalloc_trace *found = _PyTraceMalloc_TableFind(&tm->table,
-                                                              domain, ptr);
-    if (found != NULL) {
-        *trace = *found;
-        return true;
-    }
     if (domain == 0) {
         const tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(interp, ptr);
         if (slot != NULL && slot->traceback != _PyTraceMalloc_NO_TRACEBACK) {
@@ -98,7 +92,13 @@ _PyTraceMalloc_Find(PyInterpreterState *interp, unsigned int domain,
             return true;
         }
     }
-    return false;
+    // Of a block in a page that was freed behind the hooks there may be one.
+    const tracemalloc_trace *found = _PyTraceMalloc_TableFind(&tm->table,
+                                                              domain, ptr);
+    if (found != NULL) {
+        *trace = *found;
+    }
+    return found != NULL;
 }
 
 // The caller is attached, so nobody is inside the credit with which a thread

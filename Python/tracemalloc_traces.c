@@ -153,9 +153,9 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
     size_t counted = origin == BLOCK_REALLOCATED ? size : 0;
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
 
+    tracemalloc_slot *slot = make_slot(tm, link, ptr, size);
     drop_from_slot(&caller, _PyTraceMalloc_LoadPage(link), ptr);
     drop_listed(&caller, ptr);
-    tracemalloc_slot *slot = make_slot(tm, link, ptr, size);
     if (slot != NULL) {
         _PyTraceMalloc_CountChange(&caller, counted, size);
         slot->size = (uint32_t)size;
@@ -210,9 +210,14 @@ static inline Py_ALWAYS_INLINE bool
 try_add_to_slot(PyThreadState *tstate, uintptr_t ptr, size_t size,
                 tracemalloc_block_origin origin, uint32_t traceback)
 {
-    tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(tstate->interp, ptr);
+    tracemalloc_page *page = _PyTraceMalloc_LoadPage(
+        _PyTraceMalloc_PageLink(tstate->interp, ptr));
+    tracemalloc_slot *slot = _PyTraceMalloc_OwnSlot(tstate->interp, page, ptr);
     if (slot == NULL || slot->traceback != _PyTraceMalloc_NO_TRACEBACK
         || size > UINT32_MAX
+        // A block that was freed behind the hooks may have left a trace.
+        || (!WITH_GIL && _Py_atomic_load_int_relaxed(&page->tabled)
+            && may_be_listed(0, ptr))
         || _Py_atomic_load_int_relaxed(&RUNTIME->nshared) != 0
         || (origin != BLOCK_REALLOCATED
             && !_PyTraceMalloc_TryCountAdd(own_credit(tstate), size)))

@@ -391,6 +391,38 @@ class FreedWithoutHooksTests(ScriptBase):
             """)
 
 
+class FullHeapTests(ScriptBase):
+    """Small objects of a full heap are freed without the hooks."""
+
+    def test_reused(self):
+        # Their traces go when others get the same blocks.
+        self.run_script("""
+            bottom = capi.tracemalloc_get_allocator('obj')
+            kept = [bytes(50) for _ in range(24_000)]
+            # There is room for a few in each page.
+            kept[::40] = [None] * 600
+            tracemalloc.start()
+            hooks = capi.tracemalloc_get_allocator('obj')
+            new = [bytes(50) for _ in range(600)]
+            capi.tracemalloc_set_allocator('obj', bottom)
+            new.clear()
+            for i in range(24_000):
+                if i % 2000 != 1:
+                    kept[i] = None
+            capi.tracemalloc_set_allocator('obj', hooks)
+            check_sums()
+            for _ in range(3):
+                again = [bytes(50) for _ in range(24_000)]
+                lines = {tracemalloc._get_object_traceback(obj)[0][1]
+                         for obj in again}
+                assert len(lines) == 1, lines
+                check_sums()
+                del again
+            count = sizes().count(sys.getsizeof(b'') + 50)
+            assert count < 100, count
+            """)
+
+
 class AllocatorsBelowTests(ScriptBase):
     """Somebody's allocators are below the hooks."""
 
