@@ -202,6 +202,9 @@ _PyTraceMalloc_InternFilename(tracemalloc_intern *intern, PyObject *filename,
     }
     size_t length = (size_t)PyUnicode_GET_LENGTH(filename);
     size_t kind = (size_t)PyUnicode_KIND(filename);
+    if (length > UINT32_MAX) {
+        return -1;
+    }
     const void *text = PyUnicode_DATA(filename);
     Py_hash_t hash = _Py_atomic_load_ssize_relaxed(
         &_PyASCIIObject_CAST(filename)->hash);
@@ -213,9 +216,6 @@ _PyTraceMalloc_InternFilename(tracemalloc_intern *intern, PyObject *filename,
         .hash = mix_hash(hash), .length = (uint32_t)length,
         .unit = (uint16_t)kind,
     };
-    if (length > UINT32_MAX) {
-        return -1;
-    }
     *id = *find_entry(intern, &key, text);
     if (*id != 0) {
         return 0;

@@ -140,12 +140,12 @@ _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
     }
     llist_insert_tail(&tm->pages, &page->node);
     tm->page_memory += page_size(page);
-    if (WITH_GIL && _PyTraceMalloc_LoadPage(link) != NULL) {
+    void *before = _PyTraceMalloc_LoadPage(link);
+    if (WITH_GIL && before == _PyTraceMalloc_SPARSE) {
         move_from_table(tm, page);
     }
     // Pairs with the acquire in _PyTraceMalloc_LoadPage().  Another thread may
     // mark the page as sparse right now.
-    void *before = _PyTraceMalloc_LoadPage(link);
     do {
         assert(!_PyTraceMalloc_HasSlots(before));
         page->tabled = !WITH_GIL && before == _PyTraceMalloc_SPARSE;
@@ -164,12 +164,14 @@ _PyTraceMalloc_SumSlots(const tracemalloc_page *page)
     return sum;
 }
 
+// The mark remains where the hash table may have traces of these blocks.
 static void
-free_page(tracemalloc_page *page, tracemalloc_page *successor)
+free_page(tracemalloc_page *page)
 {
     page->owner->page_memory -= page_size(page);
     llist_remove(&page->node);
-    _Py_atomic_store_ptr_release(page->link, successor);
+    _Py_atomic_store_ptr_release(
+        page->link, page->tabled ? _PyTraceMalloc_SPARSE : NULL);
     const PyMemAllocatorEx *allocator = page->owner->table.allocator;
     allocator->free(allocator->ctx, page);
 }
@@ -179,9 +181,7 @@ _PyTraceMalloc_FreePages(struct _tracemalloc_interp_state *tm)
 {
     struct llist_node *node;
     llist_for_each_safe(node, &tm->pages) {
-        tracemalloc_page *page = llist_data(node, tracemalloc_page, node);
-        // Another interpreter may have traces of its blocks.
-        free_page(page, page->tabled ? _PyTraceMalloc_SPARSE : NULL);
+        free_page(llist_data(node, tracemalloc_page, node));
     }
     tm->page_budget = 0;
 }
@@ -192,8 +192,7 @@ void
 _PyTraceMalloc_PageEnds(tracemalloc_page *page)
 {
     if (!_PyTraceMalloc_HasSlots(page)) {
-        // The mark remains, since blocks that were freed behind the hooks may
-        // have traces in the hash table.
+        // The mark remains here, too.
         return;
     }
     // Blocks that were freed behind the hooks have left traces.
@@ -204,7 +203,7 @@ _PyTraceMalloc_PageEnds(tracemalloc_page *page)
     }
     PyMutex *mutex = &page->owner->mutex;
     lock_mutex(mutex);
-    free_page(page, page->tabled ? _PyTraceMalloc_SPARSE : NULL);
+    free_page(page);
     unlock_mutex(mutex);
     errno = saved_errno;
 }

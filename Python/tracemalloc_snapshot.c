@@ -92,7 +92,7 @@ _PyTraceMalloc_Find(PyInterpreterState *interp, unsigned int domain,
             return true;
         }
     }
-    // Of a block in a page that was freed behind the hooks there may be one.
+    // Comes second: one may be left of a block that was freed behind the hooks.
     const tracemalloc_trace *found = _PyTraceMalloc_TableFind(&tm->table,
                                                               domain, ptr);
     if (found != NULL) {

@@ -125,9 +125,11 @@ class ReferenceTests(ScriptBase):
             source = 'kept = [bytearray(1),' + '\\n bytearray(1),' * 3000 + ']'
             tracemalloc.start(10)
             exec(compile(source, 'early', 'exec'))
-            codes = [compile(
-                'def down(n, func): return func(n - 1, down) if n else bytearray(1)',
-                f'late {i}', 'exec') for i in range(2)]
+            source = '''if 1:
+                def down(n, func):
+                    return func(n - 1, down) if n else bytearray(1)
+                '''
+            codes = [compile(source, f'late {i}', 'exec') for i in range(2)]
             namespaces = {}, {}
             for code, namespace in zip(codes, namespaces):
                 exec(code, namespace)

@@ -15,6 +15,27 @@ from test.test_tracemalloc_nomemory import NO_MEMORY
 class MemoryTests(ScriptBase):
     """get_tracemalloc_memory() knows all memory that tracemalloc has."""
 
+    # Of threads that wait, once they have called a function.
+    MEMORY_OF_THREADS = """
+        def memory_of_threads(count, func):
+            finished = threading.Barrier(count + 1)
+            end = threading.Event()
+            def work():
+                func()
+                finished.wait()
+                end.wait()
+            threads = [threading.Thread(target=work) for _ in range(count)]
+            before = tracemalloc.get_tracemalloc_memory()
+            for thread in threads:
+                thread.start()
+            finished.wait()
+            after = tracemalloc.get_tracemalloc_memory()
+            end.set()
+            for thread in threads:
+                thread.join()
+            return after - before
+        """
+
     def check(self, source, least):
         """It grows, and is what stop() gives back."""
         self.run_script(f"""
@@ -297,34 +318,19 @@ class MemoryTests(ScriptBase):
     @unittest.skipIf(support.Py_GIL_DISABLED, 'a thread has pages of its own')
     def test_many_threads(self):
         # A thread that waits takes little.
-        self.run_script("""
-            NUM_THREADS = 100
-            finished = threading.Barrier(NUM_THREADS + 1)
-            end = threading.Event()
-            def work():
-                bytearray(1)
-                finished.wait()
-                end.wait()
-            threads = [threading.Thread(target=work)
-                       for _ in range(NUM_THREADS)]
+        self.run_script(textwrap.dedent(self.MEMORY_OF_THREADS)
+                        + textwrap.dedent("""
             tracemalloc.start()
-            before = tracemalloc.get_tracemalloc_memory()
-            for thread in threads:
-                thread.start()
-            finished.wait()
-            after = tracemalloc.get_tracemalloc_memory()
-            end.set()
-            for thread in threads:
-                thread.join()
-            assert after - before < 5000 * NUM_THREADS, after - before
-            """)
+            memory = memory_of_threads(100, lambda: bytearray(1))
+            assert memory < 5000 * 100, memory
+            """))
 
     def test_deep_recursion_in_many_threads(self):
         # While they live, what they remember of their stacks takes little more
         # than the traces do.
-        self.run_script("""
+        self.run_script(textwrap.dedent(self.MEMORY_OF_THREADS)
+                        + textwrap.dedent("""
             from itertools import repeat
-            NUM_THREADS = 40
             sys.setrecursionlimit(5000)
             def down(steps):
                 # No object is made on the way.
@@ -332,28 +338,15 @@ class MemoryTests(ScriptBase):
                     return down(steps)
                 return bytearray(1)
             def measure(depth):
-                finished = threading.Barrier(NUM_THREADS + 1)
-                end = threading.Event()
-                def work():
-                    down(repeat(None, depth))
-                    finished.wait()
-                    end.wait()
                 tracemalloc.start(10)
-                threads = [threading.Thread(target=work)
-                           for _ in range(NUM_THREADS)]
-                for thread in threads:
-                    thread.start()
-                finished.wait()
-                memory = tracemalloc.get_tracemalloc_memory()
-                end.set()
-                for thread in threads:
-                    thread.join()
+                memory = memory_of_threads(
+                    40, lambda: down(repeat(None, depth)))
                 tracemalloc.stop()
                 return memory
             shallow = measure(1)
             deep = measure(3000)
             assert deep < 2 * shallow + (3 << 20), (shallow, deep)
-            """)
+            """))
 
 
 class NoMemoryTests(ScriptBase):

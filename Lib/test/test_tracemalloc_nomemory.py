@@ -561,12 +561,16 @@ class NoMemoryForTraceTests(FaultsBase):
         self.run_lines("""
             capi.tracemalloc_count_raw()
             tracemalloc.start()
+            class Name(str):
+                "Of a file that was not there before; never interned."
 
             n = 0
-            for start in range(2):
+            for start in range(3):
                 refused = 0
                 for _ in range(30_000):
                     n += 1
+                    func.__code__ = func.__code__.replace(
+                        co_filename=Name(f'file {n}'))
                     addr, failed, lost = at_new_line(
                         n, 'raw', 0, OLD, start, sys.maxsize, True)
                     assert not lost
