@@ -430,16 +430,16 @@ static const PyMemAllocatorEx hooks[NUM_LEVELS][NUM_DOMAINS] = {
 
 /* --- Install and remove ------------------------------------------------- */
 
-// Put hooks into a domain that has none.  There are three cases:
+// Put hooks on top of a domain.  There are three cases:
 //
-// - A call reaches the hooks: they are in, on top of or below somebody else's
-//   allocator.
-// - On top is what the hooks had below them, or an allocator of CPython's:
+// - They are on top; or were taken out, and somebody who had saved them has
+//   set them again.
+// - On top is what the hooks have below them, or an allocator of CPython's:
 //   whoever had saved that has set it again.  The same hooks go in again.
-// - Else somebody has set an allocator without chaining; or it chains, but not
-//   for this call.  The hooks of the next level go in on top of it.  A level
-//   is used once while there are others, so that a call cannot go round in
-//   circles.
+// - Else somebody has set an allocator, which may pass calls on to the hooks,
+//   all, some or none.  The hooks of the next level go in on top of it.  A
+//   level is used once, so that a call cannot go round in circles.  When all
+//   are used, a call tells: if it reaches hooks then these have to do.
 
 uint8_t
 _PyTraceMalloc_ProbeHooks(void)
@@ -487,15 +487,12 @@ static int
 choose_level(PyMemAllocatorDomain domain, const PyMemAllocatorEx *top,
              bool reached)
 {
-    int nlevels = RUNTIME->nlevels[domain];
     int nused = RUNTIME->nused[domain];
     for (int level = 0; level < NUM_LEVELS; level++) {
-        reached |= top->malloc == hooks[level][domain].malloc;
-    }
-    if (reached) {
-        // Somebody may have put them in again who had saved them.
-        RUNTIME->nlevels[domain] = (uint8_t)Py_MAX(nlevels, 1);
-        return -1;
+        if (top->malloc == hooks[level][domain].malloc) {
+            RUNTIME->nlevels[domain] = (uint8_t)(level + 1);
+            return -1;
+        }
     }
     if (_PyMem_IsBuiltinAllocator(top)) {
         return 0;
@@ -505,8 +502,14 @@ choose_level(PyMemAllocatorDomain domain, const PyMemAllocatorEx *top,
             return level;
         }
     }
+    if (nused < NUM_LEVELS) {
+        return nused;
+    }
+    if (reached) {
+        return -1;
+    }
     // One that was in before stop() may be part of what is on top now.
-    return nused < NUM_LEVELS ? nused : Py_MIN(nlevels, NUM_LEVELS - 1);
+    return Py_MIN(RUNTIME->nlevels[domain], NUM_LEVELS - 1);
 }
 
 // A caller loads the function and its ctx one after the other and may see one

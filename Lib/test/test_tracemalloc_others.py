@@ -297,6 +297,20 @@ class OtherAllocatorTests(ScriptBase):
             tracemalloc.start()
             """)
 
+    def test_put_on_top_and_caching_seldom(self):
+        # A call of start() reaches the hooks; what is cached does not.
+        self.check("""
+            capi.tracemalloc_set_caching()
+            cached = capi.tracemalloc_raw_malloc(1)
+            for _ in range(10):
+                tracemalloc.stop()
+                tracemalloc.start()
+                capi.tracemalloc_raw_free(cached)
+                assert capi.tracemalloc_raw_malloc(1) == cached
+                assert capi._PyTraceMalloc_GetTraceback(0, cached)
+            capi.tracemalloc_raw_free(cached)
+            """)
+
     def test_put_on_top(self):
         self.check("""
             set_on_top('raw', get('raw'))
@@ -304,6 +318,17 @@ class OtherAllocatorTests(ScriptBase):
             tracemalloc.stop()
             check(0)
             tracemalloc.start()
+            """)
+
+    def test_put_on_top_too_often(self):
+        # There are more allocators than levels.
+        self.check("""
+            for _ in range(10):
+                set_on_top('raw', get('raw'))
+                check(1)
+                tracemalloc.stop()
+                tracemalloc.start()
+                check(1)
             """)
 
     def test_put_on_top_and_removed(self):
@@ -327,8 +352,13 @@ class OtherAllocatorTests(ScriptBase):
         self.check("""
             saved = get('raw')
             tracemalloc.stop()
+            before = capi.pymem_getallocatorsname()
             set('raw', saved)
             check(0)
+            tracemalloc.start()
+            tracemalloc.stop()
+            # They were taken out.
+            assert capi.pymem_getallocatorsname() == before
             tracemalloc.start()
             """)
 
