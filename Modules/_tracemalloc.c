@@ -27,40 +27,10 @@ module _tracemalloc
 // Filenames and tracebacks of a snapshot as objects, to make each once.
 typedef struct {
     const tracemalloc_intern *intern;
-    const PyMemAllocatorEx *allocator;
     // By id, as far as there is room: strong references or NULL.
     PyObject **objects;
     size_t nobjects;
 } converter;
-
-static int
-converter_init(converter *conv, const tracemalloc_snapshot *snapshot)
-{
-    size_t nobjects = (size_t)snapshot->last_id + 1;
-    // Below the hooks: it is not to be traced.
-    const PyMemAllocatorEx *allocator = snapshot->allocator;
-    *conv = (converter){
-        .intern = snapshot->intern,
-        .allocator = allocator,
-        .objects = allocator->calloc(allocator->ctx, nobjects,
-                                     sizeof(PyObject *)),
-        .nobjects = nobjects,
-    };
-    if (conv->objects == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    return 0;
-}
-
-static void
-converter_fini(converter *conv)
-{
-    for (size_t i = 0; i < conv->nobjects; i++) {
-        Py_XDECREF(conv->objects[i]);
-    }
-    conv->allocator->free(conv->allocator->ctx, conv->objects);
-}
 
 static PyObject *
 filename_as_object(converter *conv, uint32_t id)
@@ -192,33 +162,42 @@ fill_list(PyObject *list, converter *conv,
 static int
 convert_traces(PyObject *list, const tracemalloc_snapshot *snapshot)
 {
-    converter conv;
+    // Below the hooks: it is not to be traced.
+    const PyMemAllocatorEx *allocator = snapshot->allocator;
     if (snapshot->ntraces == 0) {
         return 0;
     }
-    if (converter_init(&conv, snapshot) < 0) {
+    converter conv = {
+        .intern = snapshot->intern,
+        .nobjects = (size_t)snapshot->last_id + 1,
+    };
+    conv.objects = allocator->calloc(allocator->ctx, conv.nobjects,
+                                     sizeof(PyObject *));
+    if (conv.objects == NULL) {
+        PyErr_NoMemory();
         return -1;
     }
     int res = fill_list(list, &conv, snapshot);
-    converter_fini(&conv);
+    for (size_t i = 0; i < conv.nobjects; i++) {
+        Py_XDECREF(conv.objects[i]);
+    }
+    allocator->free(allocator->ctx, conv.objects);
     return res;
 }
 
 PyObject *
 _PyTraceMalloc_GetTraceback(unsigned int domain, uintptr_t ptr)
 {
+    tracemalloc_trace trace;
     tracemalloc_snapshot snapshot;
-    if (_PyTraceMalloc_SnapshotBlock(domain, ptr, &snapshot) < 0) {
-        return NULL;
-    }
     PyObject *result;
-    if (snapshot.ntraces == 0) {
-        result = Py_NewRef(Py_None);
-    }
-    else {
+    if (_PyTraceMalloc_SnapshotBlock(domain, ptr, &trace, &snapshot)) {
         // There may be millions of ids: make no room for objects.
         converter conv = {.intern = snapshot.intern};
-        result = traceback_as_object(&conv, snapshot.traces[0].traceback);
+        result = traceback_as_object(&conv, trace.traceback);
+    }
+    else {
+        result = Py_NewRef(Py_None);
     }
     _PyTraceMalloc_FreeSnapshot(&snapshot);
     return result;
@@ -286,11 +265,13 @@ _tracemalloc__get_traces_impl(PyObject *module)
         return NULL;
     }
     // Only the list itself, as in 3.13.5, is among the traces; not its items.
-    bool reentrant = _PyTraceMalloc_SetReentrant(true);
+    _PyThreadStateImpl *tstate = (_PyThreadStateImpl *)_PyThreadState_GET();
+    bool reentrant = tstate->tracemalloc.reentrant;
+    tstate->tracemalloc.reentrant = true;
     if (convert_traces(list, &snapshot) < 0) {
         Py_CLEAR(list);
     }
-    (void)_PyTraceMalloc_SetReentrant(reentrant);
+    tstate->tracemalloc.reentrant = reentrant;
     _PyTraceMalloc_FreeSnapshot(&snapshot);
     return list;
 }

@@ -112,24 +112,12 @@ _PyTraceMalloc_Start(int max_nframe, bool inherited)
         return -1;
     }
     interp_state *tm = &_PyInterpreterState_GET()->tracemalloc;
-    if (tm->tracing) {
-        return 0;
-    }
-    int res = 0;
-    bool is_current;
-    do {
-        // The probe runs code that may be anybody's, so it needs to be done
-        // without locks.
-        uint32_t version = _Py_atomic_load_uint32(&RUNTIME->hooks_version);
-        uint8_t reached = _PyTraceMalloc_ProbeHooks();
-        bool stopped = stop_threads();
-        is_current = version == _Py_atomic_load_uint32(
-            &RUNTIME->hooks_version);
-        if (is_current) {
-            res = start_locked(tm, max_nframe, inherited, reached);
-        }
-        start_threads(stopped);
-    } while (!is_current);
+    // This runs code that may be anybody's, so it needs to be done without
+    // locks.  Hooks that others install or remove meanwhile make no difference.
+    uint8_t reached = _PyTraceMalloc_ProbeHooks();
+    bool stopped = stop_threads();
+    int res = start_locked(tm, max_nframe, inherited, reached);
+    start_threads(stopped);
     if (res == -2) {
         PyErr_SetString(PyExc_RuntimeError,
                         "cannot start tracemalloc: the system has no "
@@ -188,8 +176,8 @@ void
 _PyTraceMalloc_ThreadEnds(PyThreadState *tstate)
 {
     thread_state *ts = thread_of(tstate);
-    ts->ended = true;
     lock_mutex(&RUNTIME->mutex);
+    ts->ended = true;
     forget_thread(tstate->interp, ts);
     unlock_mutex(&RUNTIME->mutex);
 }
@@ -278,13 +266,14 @@ _PyTraceMalloc_AfterFork_Child(void)
             llist_remove(node);
             _Py_atomic_add_int(&RUNTIME->ntracing, -1);
             // The child may free blocks of theirs, and need the keys.
-            _PyTraceMalloc_FreePages(other);
+            _PyTraceMalloc_AbandonTraces(other);
+            _PyTraceMalloc_ChangeShared(other->owns_pages ? 0 : -1);
             PyThread_tss_delete(&other->reentrant_key);
         }
     }
     // Another thread may have held the mutex of the allocators.
     _PyMutex_at_fork_reinit(&_PyRuntime.allocators.mutex);
-    _PyTraceMalloc_ForgetOthersAfterFork(tm);
+    _PyTraceMalloc_RecountAfterFork(tm);
     close_if_idle();
 }
 #endif
@@ -296,9 +285,6 @@ void
 _PyTraceMalloc_ClearTraces(void)
 {
     interp_state *tm = &_PyInterpreterState_GET()->tracemalloc;
-    if (!tm->tracing) {
-        return;
-    }
     bool stopped = stop_threads();
     if (tm->tracing) {
         _PyTraceMalloc_DropTraces(tm);

@@ -130,23 +130,6 @@ free_capture(interp_state *tm, tracemalloc_capture *capture)
     allocator->free(allocator->ctx, capture);
 }
 
-// The thread's first trace.
-static int
-make_capture(const tracemalloc_caller *caller)
-{
-    interp_state *tm = caller->interp;
-    thread_state *ts = thread_of(caller->tstate);
-    tracemalloc_capture *capture = new_capture(tm, MIN_NODES);
-    if (capture == NULL) {
-        return -1;
-    }
-    lock_runtime(caller);
-    ts->capture = capture;
-    llist_insert_tail(&tm->threads, &ts->node);
-    unlock_runtime(caller);
-    return 0;
-}
-
 void
 _PyTraceMalloc_CaptureFree(PyInterpreterState *interp, thread_state *ts)
 {
@@ -452,15 +435,23 @@ find_traceback(tracemalloc_capture *capture, interp_state *tm,
     return 0;
 }
 
-// Forget what is void.  -1 if the thread cannot remember anything yet, and
-// there is no memory.
+// Forget what is void.  -1 if this is the thread's first trace, and there is no
+// memory.
 static int
 refresh_capture(const tracemalloc_caller *caller, thread_state *ts)
 {
-    if (ts->capture == NULL && make_capture(caller) < 0) {
-        return -1;
+    interp_state *tm = caller->interp;
+    if (ts->capture == NULL) {
+        tracemalloc_capture *capture = new_capture(tm, MIN_NODES);
+        if (capture == NULL) {
+            return -1;
+        }
+        lock_runtime(caller);
+        ts->capture = capture;
+        llist_insert_tail(&tm->threads, &ts->node);
+        unlock_runtime(caller);
     }
-    uint64_t epoch = _Py_atomic_load_uint64_relaxed(&caller->interp->epoch);
+    uint64_t epoch = _Py_atomic_load_uint64_relaxed(&tm->epoch);
     if (ts->epoch != epoch) {
         forget(ts->capture);
         memset(ts->sites, 0, sizeof(ts->sites));
@@ -469,18 +460,27 @@ refresh_capture(const tracemalloc_caller *caller, thread_state *ts)
     return 0;
 }
 
-static int
-capture_frame(const tracemalloc_caller *caller, _PyInterpreterFrame *frame,
-              uint32_t *id)
+int
+_PyTraceMalloc_Capture(const tracemalloc_caller *caller, uint32_t *id)
 {
+    PyThreadState *tstate = caller->tstate;
+    *id = _PyTraceMalloc_UNKNOWN;
+    if (tstate == NULL || thread_of(tstate)->ended) {
+        return 0;
+    }
+    _PyInterpreterFrame *frame = _PyThreadState_GetFrame(tstate);
+    if (frame == NULL) {
+        return 0;
+    }
     interp_state *tm = caller->interp;
-    thread_state *ts = thread_of(caller->tstate);
+    thread_state *ts = thread_of(tstate);
     if (refresh_capture(caller, ts) < 0) {
         return -1;
     }
     uint32_t callers;
-    if (!walk_to_callers(ts, tm, tm->max_nframe == 1,
-                         caller->tstate->current_frame, &callers))
+    if (tstate->interp->eval_frame != NULL
+        || !walk_to_callers(ts, tm, tm->max_nframe == 1,
+                            tstate->current_frame, &callers))
     {
         return _PyTraceMalloc_InternFrames(tm, frame, count_frames(frame), id);
     }
@@ -497,27 +497,4 @@ capture_frame(const tracemalloc_caller *caller, _PyInterpreterFrame *frame,
     }
     assert(_PyTraceMalloc_IsExact(tm, frame, *id));
     return 0;
-}
-
-int
-_PyTraceMalloc_Capture(const tracemalloc_caller *caller, uint32_t *id)
-{
-    PyThreadState *tstate = caller->tstate;
-    *id = _PyTraceMalloc_UNKNOWN;
-    if (tstate == NULL || tstate->current_frame == NULL) {
-        return 0;
-    }
-    if (thread_of(tstate)->ended) {
-        return 0;
-    }
-    _PyInterpreterFrame *frame = _PyFrame_GetFirstComplete(
-        tstate->current_frame);
-    if (frame == NULL) {
-        return 0;
-    }
-    if (tstate->interp->eval_frame == NULL) {
-        return capture_frame(caller, frame, id);
-    }
-    return _PyTraceMalloc_InternFrames(caller->interp, frame,
-                                       count_frames(frame), id);
 }

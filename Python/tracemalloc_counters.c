@@ -213,9 +213,6 @@ close_credits(bool rests)
         // The caller's own needs no barrier.
         _PyTraceMalloc_CloseCredit(own_credit(tstate), true);
     }
-    if (llist_empty(&COUNTERS->open)) {
-        return;
-    }
     llist_for_each(node, &COUNTERS->open) {
         fenced = close_credit(credit_of(node)) && fenced;
     }

@@ -66,7 +66,7 @@ lock_for_dump(PyMutex *mutex)
 }
 
 // May the hash table of an interpreter be read with its mutex held?  With the
-// GIL its threads may do without the mutex; see lock_own().
+// GIL its threads may do without the mutex; see lock_table().
 static bool
 is_readable(PyThreadState *tstate, interp_state *tm)
 {

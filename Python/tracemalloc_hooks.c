@@ -18,7 +18,8 @@
 #define NUM_LEVELS _PyTraceMalloc_NUM_LEVELS
 
 #define DOMAIN_BIT(DOMAIN) ((uint8_t)(1 << (DOMAIN)))
-#define LOWEST_BIT(DOMAIN) DOMAIN_BIT(NUM_DOMAINS + (DOMAIN))
+// For the lowest hooks of the raw domain.
+#define LOWEST_BIT DOMAIN_BIT(NUM_DOMAINS)
 
 
 /* --- Reentrancy --------------------------------------------------------- */
@@ -98,15 +99,6 @@ _PyTraceMalloc_GetRemoved(void)
     const tracemalloc_removed *noted =
         PyThread_tss_is_created(key) ? PyThread_tss_get(key) : NULL;
     return noted != NULL ? *noted : removed;
-}
-
-bool
-_PyTraceMalloc_SetReentrant(bool reentrant)
-{
-    thread_state *ts = thread_of(_PyThreadState_GET());
-    bool previous = ts->reentrant;
-    ts->reentrant = reentrant;
-    return previous;
 }
 
 
@@ -258,7 +250,8 @@ hook_alloc(PyMemAllocatorDomain domain, int level, alloc_function function,
     {
         if (tstate != NULL && thread_of(tstate)->reentrant) {
             thread_of(tstate)->reached |=
-                DOMAIN_BIT(domain) | (level == 0 ? LOWEST_BIT(domain) : 0);
+                DOMAIN_BIT(domain)
+                | (domain == PYMEM_DOMAIN_RAW && level == 0 ? LOWEST_BIT : 0);
         }
         return call_below(alloc, function, NULL, nelem, elsize);
     }
@@ -356,13 +349,8 @@ hook_free(PyMemAllocatorDomain domain, int level, void *ptr)
 {
     const PyMemAllocatorEx *alloc = below(domain, level);
     PyThreadState *tstate = _PyThreadState_GET();
-    if (domain != PYMEM_DOMAIN_RAW && tstate != NULL
-        && has_untraced_objects(tstate))
-    {
-        alloc->free(alloc->ctx, ptr);
-    }
     // Without a GIL, the block may be one that another interpreter traces.
-    else if (domain != PYMEM_DOMAIN_RAW && ptr != NULL && tstate != NULL
+    if (domain != PYMEM_DOMAIN_RAW && ptr != NULL && tstate != NULL
         && (tstate->interp->tracemalloc.tracing || !WITH_GIL)
         && thread_of(tstate)->freed_block == 0)
     {
@@ -445,7 +433,8 @@ uint8_t
 _PyTraceMalloc_ProbeHooks(void)
 {
     thread_state *ts = thread_of(_PyThreadState_GET());
-    bool reentrant = _PyTraceMalloc_SetReentrant(true);
+    bool reentrant = ts->reentrant;
+    ts->reentrant = true;
     ts->reached = 0;
     PyMem_RawFree(PyMem_RawMalloc(1));
     PyMem_Free(PyMem_Malloc(1));
@@ -541,14 +530,14 @@ install_domain(PyMemAllocatorDomain domain, bool reached)
 }
 
 const PyMemAllocatorEx *
-_PyTraceMalloc_AllocatorBelow(PyMemAllocatorDomain domain, uint8_t reached)
+_PyTraceMalloc_RawAllocatorBelow(uint8_t reached)
 {
     PyMemAllocatorEx top;
-    PyMem_GetAllocator(domain, &top);
-    if (reached & LOWEST_BIT(domain)
-        || top.malloc == hooks[0][domain].malloc)
+    PyMem_GetAllocator(PYMEM_DOMAIN_RAW, &top);
+    if (reached & LOWEST_BIT
+        || top.malloc == hooks[0][PYMEM_DOMAIN_RAW].malloc)
     {
-        return below(domain, 0);
+        return below(PYMEM_DOMAIN_RAW, 0);
     }
     // What is there may have them below it, and what was there may be gone.
     return &_PyMem_LibcAllocator;
@@ -562,11 +551,6 @@ _PyTraceMalloc_InstallHooks(uint8_t reached)
             return -1;
         }
     }
-    _Py_atomic_store_uintptr_relaxed(
-        &RUNTIME->block_offset,
-        _PyMem_DebugBlockOffset(
-            _PyTraceMalloc_AllocatorBelow(PYMEM_DOMAIN_OBJ, reached)));
-    _Py_atomic_add_uint32(&RUNTIME->hooks_version, 1);
     return 0;
 }
 
@@ -586,5 +570,4 @@ _PyTraceMalloc_RemoveHooks(void)
             RUNTIME->nlevels[domain] = (uint8_t)level;
         }
     }
-    _Py_atomic_add_uint32(&RUNTIME->hooks_version, 1);
 }

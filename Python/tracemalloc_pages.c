@@ -129,8 +129,8 @@ _PyTraceMalloc_MakePage(PyInterpreterState *interp, tracemalloc_page **link,
     }
     page->owner = tm;
     page->link = link;
-    page->start = layout.start + _Py_atomic_load_uintptr_relaxed(
-        &RUNTIME->block_offset);
+    // An allocator on top, such as the debug hooks, may move all blocks.
+    page->start = layout.start + (ptr - layout.start) % layout.block_size;
     page->nslots = (uint32_t)layout.nblocks;
     if (layout.nblocks > 1) {
         uint64_t units = layout.block_size / _PyTraceMalloc_UNIT;

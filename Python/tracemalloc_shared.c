@@ -3,7 +3,7 @@
 // that are put back.
 
 #include "Python.h"
-#include "pycore_tracemalloc_shared.h"  // lock_own()
+#include "pycore_tracemalloc_shared.h"  // has_same_gil()
 
 
 /* --- Who is calling ----------------------------------------------------- */
@@ -52,18 +52,35 @@ _PyTraceMalloc_EndCall(const tracemalloc_caller *caller)
 
 /* --- Locking the hash table --------------------------------------------- */
 
-bool
-_PyTraceMalloc_LockTable(const tracemalloc_caller *caller, interp_state *tm)
+// Who holds the GIL, and is inside its open credit, can do without the mutex.
+// Returns whether the mutex was locked.
+static bool
+lock_table(const tracemalloc_caller *caller, interp_state *tm)
 {
-    if (caller->attached && has_same_gil(caller->interp, tm)) {
-        return lock_own(tm);
-    }
 #if WITH_GIL
-    // A thread could do without the mutex as long as it has credit.
-    _PyTraceMalloc_CloseCredit(&tm->credit, false);
+    if (!caller->attached || !has_same_gil(caller->interp, tm)) {
+        // A thread could do without the mutex as long as it has credit.
+        _PyTraceMalloc_CloseCredit(&tm->credit, false);
+    }
+    else if (_PyTraceMalloc_EnterCredit(&tm->credit)) {
+        return false;
+    }
 #endif
     lock_mutex(&tm->mutex);
     return true;
+}
+
+static void
+unlock_table(interp_state *tm, bool locked)
+{
+    if (locked) {
+        unlock_mutex(&tm->mutex);
+    }
+#if WITH_GIL
+    else {
+        _PyTraceMalloc_LeaveCredit(&tm->credit);
+    }
+#endif
 }
 
 
@@ -82,33 +99,27 @@ usable_credit(const tracemalloc_caller *caller)
 }
 
 void
-_PyTraceMalloc_CountAdd(const tracemalloc_caller *caller, size_t size)
+_PyTraceMalloc_CountChange(const tracemalloc_caller *caller, size_t old_size,
+                           size_t new_size)
 {
+    bool add = new_size > old_size;
+    size_t change = add ? new_size - old_size : old_size - new_size;
+    if (change == 0) {
+        return;
+    }
     tracemalloc_credit *credit = usable_credit(caller);
-    if (credit == NULL || !_PyTraceMalloc_TryCountAdd(credit, size)) {
-        _PyTraceMalloc_ChangeSum(credit, size, true, !caller->attached);
+    if (credit == NULL
+        || !(add ? _PyTraceMalloc_TryCountAdd(credit, change)
+                 : _PyTraceMalloc_TryCountRemove(credit, change)))
+    {
+        _PyTraceMalloc_ChangeSum(credit, change, add, !caller->attached);
     }
 }
 
 void
 _PyTraceMalloc_CountRemove(const tracemalloc_caller *caller, size_t size)
 {
-    tracemalloc_credit *credit = usable_credit(caller);
-    if (credit == NULL || !_PyTraceMalloc_TryCountRemove(credit, size)) {
-        _PyTraceMalloc_ChangeSum(credit, size, false, !caller->attached);
-    }
-}
-
-void
-_PyTraceMalloc_CountChange(const tracemalloc_caller *caller, size_t old_size,
-                           size_t new_size)
-{
-    if (new_size > old_size) {
-        _PyTraceMalloc_CountAdd(caller, new_size - old_size);
-    }
-    else if (new_size < old_size) {
-        _PyTraceMalloc_CountRemove(caller, old_size - new_size);
-    }
+    _PyTraceMalloc_CountChange(caller, size, 0);
 }
 
 
@@ -189,21 +200,22 @@ _PyTraceMalloc_ChangeShared(int change)
 }
 
 int
-_PyTraceMalloc_AddToTable(interp_state *tm, const tracemalloc_trace *trace,
-                          bool must)
+_PyTraceMalloc_AddToTable(const tracemalloc_caller *caller, interp_state *tm,
+                          const tracemalloc_trace *trace, bool must)
 {
-    if (trace->listed
-        && _PyTraceMalloc_ListBlock(tm, trace->domain, trace->ptr, must) < 0)
-    {
-        return -1;
-    }
-    int res = _PyTraceMalloc_TableAdd(&tm->table, trace, must);
-    if (res < 0 && trace->listed) {
-        _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
+    bool locked = lock_table(caller, tm);
+    int res = !trace->listed ? 0
+              : _PyTraceMalloc_ListBlock(tm, trace->domain, trace->ptr, must);
+    if (res == 0) {
+        res = _PyTraceMalloc_TableAdd(&tm->table, trace, must);
+        if (res < 0 && trace->listed) {
+            _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
+        }
     }
     if (res == 0) {
         _PyTraceMalloc_ChangeShared(trace->tracked);
     }
+    unlock_table(tm, locked);
     return res;
 }
 
@@ -211,7 +223,7 @@ bool
 _PyTraceMalloc_FindAndRemove(const tracemalloc_caller *caller,
                              interp_state *tm, tracemalloc_removed *removed)
 {
-    bool locked = _PyTraceMalloc_LockTable(caller, tm);
+    bool locked = lock_table(caller, tm);
     tracemalloc_trace *found = _PyTraceMalloc_TableFind(
         &tm->table, removed->trace.domain, removed->trace.ptr);
     if (found != NULL) {
@@ -224,7 +236,7 @@ _PyTraceMalloc_FindAndRemove(const tracemalloc_caller *caller,
         _PyTraceMalloc_ChangeShared(-(int)found->tracked);
         _PyTraceMalloc_TableRemove(&tm->table, found);
     }
-    unlock_own(tm, locked);
+    unlock_table(tm, locked);
     return found != NULL;
 }
 
@@ -262,7 +274,13 @@ put_back(const tracemalloc_caller *caller, const tracemalloc_removed *removed)
     if (!tm->tracing || tm->generation != removed->generation) {
         return false;
     }
-    if (!trace->listed && !trace->tracked && trace->domain == 0) {
+    // Somebody may have tracked the block meanwhile.
+    if (may_be_listed(trace->domain, trace->ptr)
+        && find_owner(trace->domain, trace->ptr) != NULL)
+    {
+        return false;
+    }
+    if (!trace->listed) {
         tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(as_interp(tm),
                                                          trace->ptr);
         if (slot != NULL) {
@@ -271,11 +289,7 @@ put_back(const tracemalloc_caller *caller, const tracemalloc_removed *removed)
             return true;
         }
     }
-    bool locked = _PyTraceMalloc_LockTable(caller, tm);
-    // Somebody may have tracked the block meanwhile.
-    int res = _PyTraceMalloc_AddToTable(tm, trace, true);
-    unlock_own(tm, locked);
-    return res == 0;
+    return _PyTraceMalloc_AddToTable(caller, tm, trace, true) == 0;
 }
 
 void

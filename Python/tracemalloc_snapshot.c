@@ -2,7 +2,7 @@
 // to add up and to copy them.
 
 #include "Python.h"
-#include "pycore_tracemalloc_shared.h"  // lock_own()
+#include "pycore_tracemalloc_shared.h"  // has_same_gil()
 
 
 /* --- All traces --------------------------------------------------------- */
@@ -10,8 +10,8 @@
 int
 _PyTraceMalloc_OpenTraces(interp_state *tm, uint8_t reached)
 {
-    const PyMemAllocatorEx *allocator = _PyTraceMalloc_AllocatorBelow(
-        PYMEM_DOMAIN_RAW, reached);
+    const PyMemAllocatorEx *allocator = _PyTraceMalloc_RawAllocatorBelow(
+        reached);
     tracemalloc_directory *directory = RUNTIME->directory;
     if (directory == NULL) {
         // Not from Python's allocators, since it outlives them.
@@ -22,43 +22,45 @@ _PyTraceMalloc_OpenTraces(interp_state *tm, uint8_t reached)
         // Pairs with the acquire in may_be_listed().
         _Py_atomic_store_ptr_release(&RUNTIME->directory, directory);
     }
-    int res = 0;
     if (is_idle()) {
         lock_mutex(&RUNTIME->directory_mutex);
-        res = _PyTraceMalloc_TableInit(&directory->table, allocator);
+        int res = _PyTraceMalloc_TableInit(&directory->table, allocator);
         unlock_mutex(&RUNTIME->directory_mutex);
+        if (res < 0) {
+            return -1;
+        }
     }
     llist_init(&tm->threads);
     llist_init(&tm->pages);
     tm->owns_pages = !shares_obmalloc(tm);
-    if (res < 0) {
-        return -1;
-    }
     return _PyTraceMalloc_TableInit(&tm->table, allocator);
 }
 
-// Add all traces to the counters and to the directory, or take them away.
+// Add all traces to the counters, or take them away.
 static void
 count_all(interp_state *tm, bool add)
 {
     const tracemalloc_trace *trace = NULL;
     while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
         _PyTraceMalloc_ChangeSum(NULL, trace->size, add, true);
-        _PyTraceMalloc_ChangeShared(add ? trace->tracked
-                                        : -(int)trace->tracked);
-        if (trace->listed && add) {
-            (void)_PyTraceMalloc_ListBlock(tm, trace->domain, trace->ptr,
-                                           true);
-        }
-        else if (trace->listed) {
-            _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
-        }
     }
     struct llist_node *node;
     llist_for_each(node, &tm->pages) {
         size_t sum = _PyTraceMalloc_SumSlots(
             llist_data(node, tracemalloc_page, node));
         _PyTraceMalloc_ChangeSum(NULL, sum, add, true);
+    }
+}
+
+static void
+unlist_all(interp_state *tm)
+{
+    const tracemalloc_trace *trace = NULL;
+    while ((trace = _PyTraceMalloc_TableNext(&tm->table, trace)) != NULL) {
+        _PyTraceMalloc_ChangeShared(-(int)trace->tracked);
+        if (trace->listed) {
+            _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
+        }
     }
 }
 
@@ -70,6 +72,7 @@ _PyTraceMalloc_DropTraces(interp_state *tm)
 #endif
     lock_mutex(&tm->mutex);
     count_all(tm, false);
+    unlist_all(tm);
     _PyTraceMalloc_TableFree(&tm->table);
     _PyTraceMalloc_FreePages(tm);
     // A query may still have a reference.
@@ -144,12 +147,16 @@ _PyTraceMalloc_CloseDirectory(void)
 }
 
 void
-_PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm)
+_PyTraceMalloc_AbandonTraces(interp_state *tm)
 {
-    memset(RUNTIME->directory->groups, 0,
-           sizeof(RUNTIME->directory->groups));
-    _PyTraceMalloc_TableFree(&RUNTIME->directory->table);
-    RUNTIME->nshared = 0;
+    unlist_all(tm);
+    _PyTraceMalloc_FreePages(tm);
+}
+
+// The counters and the slots may be of different moments.
+void
+_PyTraceMalloc_RecountAfterFork(interp_state *tm)
+{
     _PyTraceMalloc_CountersAfterFork();
     if (tm->tracing) {
         count_all(tm, true);
@@ -189,13 +196,12 @@ copy_slots(const tracemalloc_page *page, tracemalloc_snapshot *snapshot)
     }
 }
 
-// With room for this many traces.
-static int
-open_snapshot(interp_state *tm, size_t ntraces, tracemalloc_snapshot *snapshot)
+// With no traces yet.
+static void
+open_snapshot(interp_state *tm, tracemalloc_snapshot *snapshot)
 {
-    const PyMemAllocatorEx *allocator = tm->table.allocator;
     *snapshot = (tracemalloc_snapshot){
-        .allocator = allocator,
+        .allocator = tm->table.allocator,
         .intern = tm->intern,
         .last_id = _PyTraceMalloc_UNKNOWN,
     };
@@ -203,13 +209,6 @@ open_snapshot(interp_state *tm, size_t ntraces, tracemalloc_snapshot *snapshot)
         _Py_atomic_add_ssize(&tm->intern->refcount, 1);
         snapshot->last_id = tm->intern->last_id;
     }
-    snapshot->traces = allocator->malloc(
-        allocator->ctx, Py_MAX(ntraces, 1) * sizeof(tracemalloc_trace));
-    if (snapshot->traces == NULL) {
-        _PyTraceMalloc_FreeSnapshot(snapshot);
-        return -1;
-    }
-    return 0;
 }
 
 // See GetMemory() for the lock.
@@ -219,8 +218,12 @@ _PyTraceMalloc_CopyTraces(PyInterpreterState *interp,
 {
     interp_state *tm = &interp->tracemalloc;
     lock_mutex(&tm->mutex);
-    int res = open_snapshot(tm, count_traces(tm), snapshot);
-    if (res == 0) {
+    open_snapshot(tm, snapshot);
+    const PyMemAllocatorEx *allocator = snapshot->allocator;
+    snapshot->traces = allocator->malloc(
+        allocator->ctx,
+        Py_MAX(count_traces(tm), 1) * sizeof(tracemalloc_trace));
+    if (snapshot->traces != NULL) {
         struct llist_node *node;
         llist_for_each(node, &tm->pages) {
             copy_slots(llist_data(node, tracemalloc_page, node), snapshot);
@@ -231,31 +234,27 @@ _PyTraceMalloc_CopyTraces(PyInterpreterState *interp,
         }
     }
     unlock_mutex(&tm->mutex);
-    return res;
+    if (snapshot->traces == NULL) {
+        _PyTraceMalloc_FreeSnapshot(snapshot);
+        return -1;
+    }
+    return 0;
 }
 
 // See GetMemory() for the lock.
-int
+bool
 _PyTraceMalloc_SnapshotBlock(unsigned int domain, uintptr_t ptr,
+                             tracemalloc_trace *trace,
                              tracemalloc_snapshot *snapshot)
 {
     PyInterpreterState *interp = _PyInterpreterState_GET();
     interp_state *tm = &interp->tracemalloc;
-    *snapshot = (tracemalloc_snapshot){0};
-    if (!tm->tracing) {
-        return 0;
-    }
     lock_mutex(&tm->mutex);
-    int res = open_snapshot(tm, 1, snapshot);
-    if (res == 0) {
-        snapshot->ntraces = _PyTraceMalloc_Find(interp, domain, ptr,
-                                                snapshot->traces);
-    }
+    open_snapshot(tm, snapshot);
+    bool found = tm->tracing && _PyTraceMalloc_Find(interp, domain, ptr,
+                                                    trace);
     unlock_mutex(&tm->mutex);
-    if (res < 0) {
-        PyErr_NoMemory();
-    }
-    return res;
+    return found;
 }
 
 void

@@ -19,7 +19,7 @@
 
 #include "Python.h"
 #include "pycore_object.h"        // _PyType_PreHeaderSize()
-#include "pycore_tracemalloc_shared.h"  // lock_own()
+#include "pycore_tracemalloc_shared.h"  // has_same_gil()
 
 
 /* --- Slots -------------------------------------------------------------- */
@@ -41,17 +41,6 @@ remove_from_slot(tracemalloc_page *page, tracemalloc_removed *removed)
     removed->generation = page->owner->generation;
     slot->traceback = _PyTraceMalloc_NO_TRACEBACK;
     return true;
-}
-
-// Drop the trace that a block has in a slot, if any.
-static void
-drop_from_slot(const tracemalloc_caller *caller, tracemalloc_page *page,
-               uintptr_t ptr)
-{
-    tracemalloc_removed old = {.trace = {.ptr = ptr}};
-    if (remove_from_slot(page, &old)) {
-        _PyTraceMalloc_CountRemove(caller, old.trace.size);
-    }
 }
 
 // The slot for a block that the calling thread has just got, of its own
@@ -124,23 +113,11 @@ add_to_own_table(const tracemalloc_caller *caller,
         must = true;
     }
     _PyTraceMalloc_CountChange(caller, counted, trace->size);
-    bool locked = _PyTraceMalloc_LockTable(caller, tm);
-    int res = _PyTraceMalloc_AddToTable(tm, trace, must);
-    unlock_own(tm, locked);
+    int res = _PyTraceMalloc_AddToTable(caller, tm, trace, must);
     if (res != 0) {
         _PyTraceMalloc_CountChange(caller, trace->size, counted);
     }
     return res;
-}
-
-// The block may have been tracked before, by whichever interpreter.
-static void
-drop_listed(const tracemalloc_caller *caller, uintptr_t ptr)
-{
-    tracemalloc_removed old = {.trace = {.ptr = ptr}};
-    if (_PyTraceMalloc_RemoveListed(caller, &old)) {
-        _PyTraceMalloc_CountRemove(caller, old.trace.size);
-    }
 }
 
 // With the traceback known.
@@ -154,8 +131,14 @@ store_block(PyThreadState *tstate, uintptr_t ptr, size_t size,
     tracemalloc_page **link = _PyTraceMalloc_PageLink(tstate->interp, ptr);
 
     tracemalloc_slot *slot = make_slot(tm, link, ptr, size);
-    drop_from_slot(&caller, _PyTraceMalloc_LoadPage(link), ptr);
-    drop_listed(&caller, ptr);
+    tracemalloc_removed old = {.trace = {.ptr = ptr}};
+    if (remove_from_slot(_PyTraceMalloc_LoadPage(link), &old)) {
+        _PyTraceMalloc_CountRemove(&caller, old.trace.size);
+    }
+    // It may have been tracked before, by whichever interpreter.
+    if (_PyTraceMalloc_RemoveListed(&caller, &old)) {
+        _PyTraceMalloc_CountRemove(&caller, old.trace.size);
+    }
     if (slot != NULL) {
         _PyTraceMalloc_CountChange(&caller, counted, size);
         slot->size = (uint32_t)size;
@@ -357,7 +340,7 @@ remove_slowly(const tracemalloc_caller *caller, bool own_table,
         found = _PyTraceMalloc_FindAndRemove(caller, tm, removed);
     }
     interp_state *main = &_PyRuntime._main_interpreter.tracemalloc;
-    if (!found && own_table && caller->attached
+    if (!found && own_table
         && tm != main && has_same_gil(tm, main) && main->tracing)
     {
         found = _PyTraceMalloc_FindAndRemove(caller, main, removed);
@@ -489,7 +472,7 @@ _PyTraceMalloc_Remove(const tracemalloc_caller *caller,
                       tracemalloc_removed *removed)
 {
     if (may_be_listed(removed->trace.domain, removed->trace.ptr)) {
-        remove_slowly(caller, true, removed);
+        remove_slowly(caller, caller->attached, removed);
     }
 }
 

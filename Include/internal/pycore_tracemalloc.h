@@ -96,8 +96,6 @@ struct _tracemalloc_runtime_state {
     // NULL until an interpreter traces, then never changed; stored with
     // release, loaded with acquire.
     tracemalloc_directory *directory;
-    // How far the debug hooks move a block: 0, or bytes.  Relaxed.
-    uintptr_t block_offset;
     // What is below the hooks of each level; stored with release, loaded with
     // acquire.
     tracemalloc_allocator *below[_PyTraceMalloc_NUM_LEVELS]
@@ -109,8 +107,6 @@ struct _tracemalloc_runtime_state {
     struct llist_node tracing;
     // The last number given out as a generation or as an epoch.
     uint64_t last_number;
-    // Changes when hooks were installed or removed.  Atomic.
-    uint32_t hooks_version;
     // Number of levels that have hooks, and that ever had some, by domain.
     uint8_t nlevels[_PyTraceMalloc_NUM_DOMAINS];
     uint8_t nused[_PyTraceMalloc_NUM_DOMAINS];
@@ -122,7 +118,7 @@ struct _tracemalloc_runtime_state {
     bool handles_forks;
 
     // All that follows is written by all threads.
-    char padding[16 + sizeof(Py_tss_t)];
+    char padding[28 + sizeof(Py_tss_t)];
     PyMutex mutex;
     PyMutex directory_mutex;
     tracemalloc_counters counters;
@@ -161,7 +157,7 @@ struct _tracemalloc_interp_state {
     bool owns_pages;
 
     PyMutex mutex;
-    // Also guarded by the GIL and open credit, see lock_own().
+    // Also guarded by the GIL and open credit, see lock_table().
     tracemalloc_table table;
     struct llist_node pages;      // of tracemalloc_page
     size_t page_memory;           // bytes
@@ -339,13 +335,15 @@ extern void _PyTraceMalloc_ClearTraces(void);
 // Bytes of memory used to keep this interpreter's traces.
 extern size_t _PyTraceMalloc_GetMemory(void);
 
-// Copy all traces, or that of one block: `ntraces` is 0 if it has none.  -1
-// with MemoryError set.
+// Copy all traces.  -1 with MemoryError set.
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(int) _PyTraceMalloc_Snapshot(tracemalloc_snapshot *snapshot);
+// Copy the trace of one block, if it has one, and keep its traceback in a
+// snapshot, which is to be freed in any case.
 // Export for '_testinternalcapi' shared extension.
-PyAPI_FUNC(int) _PyTraceMalloc_SnapshotBlock(
-    unsigned int domain, uintptr_t ptr, tracemalloc_snapshot *snapshot);
+PyAPI_FUNC(bool) _PyTraceMalloc_SnapshotBlock(
+    unsigned int domain, uintptr_t ptr, tracemalloc_trace *trace,
+    tracemalloc_snapshot *snapshot);
 
 // The traceback of a block as a tuple of (filename, lineno) tuples, or None if
 // it has no trace in this interpreter.  NULL with an exception set on error.
@@ -358,10 +356,6 @@ PyAPI_FUNC(PyObject *) _PyTraceMalloc_GetTraceback(
 // Export for '_testinternalcapi' shared extension.
 PyAPI_FUNC(void) _PyTraceMalloc_GetTracedMemory(size_t *current, size_t *peak);
 extern void _PyTraceMalloc_ResetPeak(void);
-
-// Keep an attached thread from being traced, or trace it again.  Returns the
-// previous setting.
-extern bool _PyTraceMalloc_SetReentrant(bool reentrant);
 
 // An attached thread has changed the line of a frame that is being executed,
 // the filename of a code object, or the evaluator of the interpreter.

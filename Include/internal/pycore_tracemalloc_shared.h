@@ -115,34 +115,6 @@ has_same_gil(interp_state *tm, interp_state *other)
                && shares_obmalloc(tm) && !as_interp(tm)->ceval.own_gil);
 }
 
-// For the interpreter of an attached thread, or one that has the same GIL: who
-// holds the GIL, and is inside its open credit, can do without the mutex.
-// Returns whether the mutex was locked.
-static inline bool
-lock_own(interp_state *tm)
-{
-#if WITH_GIL
-    if (_PyTraceMalloc_EnterCredit(&tm->credit)) {
-        return false;
-    }
-#endif
-    lock_mutex(&tm->mutex);
-    return true;
-}
-
-static inline void
-unlock_own(interp_state *tm, bool locked)
-{
-    if (locked) {
-        unlock_mutex(&tm->mutex);
-    }
-#if WITH_GIL
-    else {
-        _PyTraceMalloc_LeaveCredit(&tm->credit);
-    }
-#endif
-}
-
 static inline tracemalloc_credit *
 own_credit(PyThreadState *tstate)
 {
@@ -187,20 +159,13 @@ may_be_listed(unsigned int domain, uintptr_t ptr)
 
 /* --- The hash table, counting, the directory --------------------------- */
 
-// Lock the hash table of an interpreter, with the runtime's mutex held unless
-// the caller has its GIL.  Returns what unlock_own() needs.
-extern bool _PyTraceMalloc_LockTable(
-    const tracemalloc_caller *caller, interp_state *tm);
-
-// Add to the counters, and take from them, with the caller's credit if it has
-// any.
-extern void _PyTraceMalloc_CountAdd(
-    const tracemalloc_caller *caller, size_t size);
-extern void _PyTraceMalloc_CountRemove(
-    const tracemalloc_caller *caller, size_t size);
-// Both in one step: nobody sees the sum without the block, or with it twice.
+// Count another size of a block, of which 0 is none, with the caller's credit
+// if it has any.  In one step: nobody sees the sum without the block, or with
+// it twice.
 extern void _PyTraceMalloc_CountChange(
     const tracemalloc_caller *caller, size_t old_size, size_t new_size);
+extern void _PyTraceMalloc_CountRemove(
+    const tracemalloc_caller *caller, size_t size);
 
 // Enter a block in the directory, and remove it.  -1 if there is no memory.
 extern int _PyTraceMalloc_ListBlock(
@@ -208,13 +173,15 @@ extern int _PyTraceMalloc_ListBlock(
 extern void _PyTraceMalloc_UnlistBlock(
     interp_state *tm, unsigned int domain, uintptr_t ptr);
 
-// With the table locked.  -1 if there is no memory, 1 if the block has a trace
-// there; nothing has changed then.
-extern int _PyTraceMalloc_AddToTable(
-    interp_state *tm, const tracemalloc_trace *trace, bool must);
+// The next two lock the table of an interpreter that traces: with the runtime's
+// mutex held unless the caller has its GIL.
 
-// Remove the trace of a block from the table of an interpreter that traces; it
-// is not uncounted.
+// -1 if there is no memory, 1 if the block has a trace there; nothing has
+// changed then.
+extern int _PyTraceMalloc_AddToTable(
+    const tracemalloc_caller *caller, interp_state *tm,
+    const tracemalloc_trace *trace, bool must);
+// Remove the trace of a block; it is not uncounted.
 extern bool _PyTraceMalloc_FindAndRemove(
     const tracemalloc_caller *caller, interp_state *tm,
     tracemalloc_removed *removed);
@@ -243,9 +210,10 @@ extern void _PyTraceMalloc_CloseDirectory(void);
 // Another reason, or one less, why a trace may not be in its slot.
 extern void _PyTraceMalloc_ChangeShared(int change);
 
-// In the child of fork(): no interpreter but this one traces any more, and no
-// other thread is left.
-extern void _PyTraceMalloc_ForgetOthersAfterFork(interp_state *tm);
+// In the child of fork(), with no other thread left: nobody asks for the traces
+// of an interpreter any more; and the sum is what this one's add up to.
+extern void _PyTraceMalloc_AbandonTraces(interp_state *tm);
+extern void _PyTraceMalloc_RecountAfterFork(interp_state *tm);
 
 
 /* --- Capture ------------------------------------------------------------ */
@@ -308,10 +276,11 @@ extern uint8_t _PyTraceMalloc_ProbeHooks(void);
 extern int _PyTraceMalloc_InstallHooks(uint8_t reached);
 extern void _PyTraceMalloc_RemoveHooks(void);
 
-// The allocator below the lowest hooks, also below those that came later on
-// top of others; the C library's if the lowest ones are not in use.
-extern const PyMemAllocatorEx *_PyTraceMalloc_AllocatorBelow(
-    PyMemAllocatorDomain domain, uint8_t reached);
+// The allocator below the lowest hooks of the raw domain, also below those that
+// came later on top of others; the C library's if the lowest ones are not in
+// use.
+extern const PyMemAllocatorEx *_PyTraceMalloc_RawAllocatorBelow(
+    uint8_t reached);
 
 // The thread state of the calling thread, which is not attached; NULL if it
 // has none that is its own.

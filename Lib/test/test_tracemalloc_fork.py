@@ -72,6 +72,36 @@ class ForkTests(ForkBase):
             child()
             """)
 
+    def test_child_without_memory(self):
+        # CPython itself asks for some, and exits if there is none.
+        self.run_fork("""
+            from itertools import count
+            FAULT, NO_REQUEST_LEFT = 3, 4
+            capi.tracemalloc_below_install()
+            tracemalloc.start()
+            addrs = [capi.tracemalloc_raw_malloc(5001) for _ in range(10)]
+            parent = os.getpid()
+            def child(failed):
+                try:
+                    for addr in addrs:
+                        capi.tracemalloc_raw_free(addr)
+                    assert sizes().count(5001) == 0, sizes().count(5001)
+                    check_sums()
+                except AssertionError:
+                    sys.excepthook(*sys.exc_info())
+                    os._exit(FAULT)
+                os._exit(0 if failed else NO_REQUEST_LEFT)
+
+            for n in count():
+                _, failed = capi.tracemalloc_call_failing(os.fork, n, n + 1)
+                if os.getpid() != parent:
+                    child(failed)
+                status = os.waitstatus_to_exitcode(os.wait()[1])
+                assert status != FAULT
+                if status == NO_REQUEST_LEFT:
+                    break
+            """)
+
     def test_child_frees_objects_of_others(self):
         # Those are in no sum of the child.
         self.run_fork("""

@@ -567,15 +567,16 @@ class NoMemoryForTraceTests(FaultsBase):
             n = 0
             for start in range(3):
                 refused = 0
-                for _ in range(30_000):
-                    n += 1
-                    func.__code__ = func.__code__.replace(
-                        co_filename=Name(f'file {n}'))
-                    addr, failed, lost = at_new_line(
-                        n, 'raw', 0, OLD, start, sys.maxsize, True)
+                for _ in range(60_000):
+                    addr, failed, lost = func(
+                        'raw', 0, OLD, start, sys.maxsize, True)
                     assert not lost
                     if addr is not None:
                         free('raw', addr)
+                        # What is refused is tried again.
+                        n += 1
+                        func.__code__ = func.__code__.replace(
+                            co_filename=Name(f'file {n}'))
                         continue
                     assert failed
                     refused += 1

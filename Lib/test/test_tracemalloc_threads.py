@@ -324,6 +324,9 @@ class HeldUpTests(FaultsBase):
 
     def test_reallocate(self):
         self.run_faults("""
+            # No other block has this size.
+            SMALL = 391
+
             def track():
                 assert capi.tracemalloc_track(0, addr, OTHER) == 0
 
@@ -331,9 +334,9 @@ class HeldUpTests(FaultsBase):
                 tracemalloc.stop()
                 tracemalloc.start()
 
-            def check(domain, meanwhile, new):
+            def check(domain, size, meanwhile, new):
                 global addr
-                addr = malloc(domain, OLD)
+                addr = malloc(domain, size)
                 moved = []
                 hold_up(new, lambda: moved.append(realloc(domain, addr, new)),
                         meanwhile, True)
@@ -344,8 +347,8 @@ class HeldUpTests(FaultsBase):
                     capi.tracemalloc_untrack(0, addr)
                 check_sums()
                 found = sizes()
-                old, other = found.count(OLD), found.count(OTHER)
-                what = domain, meanwhile, new, old, other
+                old, other = found.count(size), found.count(OTHER)
+                what = domain, size, meanwhile, new, old, other
                 if addr2 is not None:
                     # The new block has the new trace alone.
                     assert found.count(NEW) == 1, what
@@ -358,18 +361,19 @@ class HeldUpTests(FaultsBase):
                     assert old == other == 0, what
                 free(domain, addr if addr2 is None else addr2)
                 found = sizes()
-                assert OLD not in found, what
+                assert size not in found, what
                 assert NEW not in found, what
                 assert OTHER not in found, what
                 check_sums()
 
             tracemalloc.start()
-            for domain, meanwhile, new in product(
+            for domain, size, meanwhile, new in product(
                     ('raw', 'mem', 'obj'),
+                    (SMALL, OLD),
                     (track, tracemalloc.clear_traces, restart),
                     (NEW, TOO_MUCH)):
                 for _ in range(20):
-                    check(domain, meanwhile, new)
+                    check(domain, size, meanwhile, new)
             kept = [malloc('raw', 100) for _ in range(3000)]
             check_sums()
             for addr in kept:

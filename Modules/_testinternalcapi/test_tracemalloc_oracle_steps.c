@@ -195,6 +195,7 @@ step_untrack(actor_t *a, block_t *b)
 static void
 step_probe(actor_t *a, block_t *b)
 {
+    tracemalloc_trace trace;
     tracemalloc_snapshot snapshot;
     set_op(a, "probe", b->size);
     int before = version_of(a->home);
@@ -202,20 +203,17 @@ step_probe(actor_t *a, block_t *b)
     if (b->owner == (int)(a->home - _PyTestOracle.interps)) {
         need = need_of(b, before);
     }
-    if (_PyTraceMalloc_SnapshotBlock(b->domain, b->ptr, &snapshot) < 0) {
-        PyErr_Clear();
-        fail_step(a, "no memory", 0);
-        return;
-    }
+    bool found = _PyTraceMalloc_SnapshotBlock(b->domain, b->ptr, &trace,
+                                              &snapshot);
     if (version_of(a->home) == before && before % 2 == 0) {
-        if (snapshot.ntraces == 0 ? need == YES : need == NO) {
-            fail_step(a, "wrong number of traces", (long)snapshot.ntraces);
+        if (need == (found ? NO : YES)) {
+            fail_step(a, "wrong number of traces", found);
         }
-        else if (snapshot.ntraces > 0) {
-            if (snapshot.traces[0].size != b->size) {
-                fail_step(a, "wrong size", (long)snapshot.traces[0].size);
+        else if (found) {
+            if (trace.size != b->size) {
+                fail_step(a, "wrong size", (long)trace.size);
             }
-            if (_PyTestOracle_HashTrace(snapshot.intern, &snapshot.traces[0])
+            if (_PyTestOracle_HashTrace(snapshot.intern, &trace)
                 != _PyTestOracle_HashFrames(b->frames, limit))
             {
                 fail_step(a, "wrong traceback", 0);
