@@ -324,13 +324,11 @@ _PyTraceMalloc_Snapshot(tracemalloc_snapshot *snapshot)
     PyInterpreterState *interp = _PyInterpreterState_GET();
     *snapshot = (tracemalloc_snapshot){0};
     int res = 0;
+    bool stopped = stop_threads();
     if (interp->tracemalloc.tracing) {
-        bool stopped = stop_threads();
-        if (interp->tracemalloc.tracing) {
-            res = _PyTraceMalloc_CopyTraces(interp, snapshot);
-        }
-        start_threads(stopped);
+        res = _PyTraceMalloc_CopyTraces(interp, snapshot);
     }
+    start_threads(stopped);
     if (res < 0) {
         PyErr_NoMemory();
     }

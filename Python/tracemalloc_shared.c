@@ -145,18 +145,17 @@ find_owner(unsigned int domain, uintptr_t ptr)
     return owner;
 }
 
-// -1 if there is no memory.
-int
-_PyTraceMalloc_ListBlock(interp_state *tm, unsigned int domain,
-                         uintptr_t ptr, bool must)
+// -1 if there is no memory, 1 if another interpreter has listed the block.
+static int
+list_block(interp_state *tm, unsigned int domain, uintptr_t ptr, bool must)
 {
     int res = 0;
     tracemalloc_directory *directory = RUNTIME->directory;
     lock_mutex(&RUNTIME->directory_mutex);
-    tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
+    const tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
         &directory->table, domain, ptr);
     if (entry != NULL) {
-        entry->owner = tm;
+        res = entry->owner != tm;
     }
     else {
         tracemalloc_trace new_entry = {
@@ -180,7 +179,6 @@ _PyTraceMalloc_UnlistBlock(interp_state *tm, unsigned int domain,
     lock_mutex(&RUNTIME->directory_mutex);
     tracemalloc_trace *entry = _PyTraceMalloc_TableFind(
         &directory->table, domain, ptr);
-    // Another interpreter may have tracked the block since.
     if (entry != NULL && entry->owner == tm) {
         _PyTraceMalloc_TableRemove(&directory->table, entry);
         change_group(domain, ptr, (uint32_t)-1);
@@ -205,7 +203,7 @@ _PyTraceMalloc_AddToTable(const tracemalloc_caller *caller, interp_state *tm,
 {
     bool locked = lock_table(caller, tm);
     int res = !trace->listed ? 0
-              : _PyTraceMalloc_ListBlock(tm, trace->domain, trace->ptr, must);
+              : list_block(tm, trace->domain, trace->ptr, must);
     if (res == 0) {
         res = _PyTraceMalloc_TableAdd(&tm->table, trace, must);
         if (res < 0 && trace->listed) {
@@ -274,13 +272,13 @@ put_back(const tracemalloc_caller *caller, const tracemalloc_removed *removed)
     if (!tm->tracing || tm->generation != removed->generation) {
         return false;
     }
-    // Somebody may have tracked the block meanwhile.
-    if (may_be_listed(trace->domain, trace->ptr)
-        && find_owner(trace->domain, trace->ptr) != NULL)
-    {
-        return false;
-    }
     if (!trace->listed) {
+        // Somebody may have tracked the block meanwhile.
+        if (may_be_listed(0, trace->ptr)
+            && find_owner(0, trace->ptr) != NULL)
+        {
+            return false;
+        }
         tracemalloc_slot *slot = _PyTraceMalloc_FindSlot(as_interp(tm),
                                                          trace->ptr);
         if (slot != NULL) {

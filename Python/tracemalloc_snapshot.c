@@ -2,7 +2,7 @@
 // to add up and to copy them.
 
 #include "Python.h"
-#include "pycore_tracemalloc_shared.h"  // has_same_gil()
+#include "pycore_tracemalloc_shared.h"  // lock_mutex()
 
 
 /* --- All traces --------------------------------------------------------- */

@@ -167,17 +167,15 @@ extern void _PyTraceMalloc_CountChange(
 extern void _PyTraceMalloc_CountRemove(
     const tracemalloc_caller *caller, size_t size);
 
-// Enter a block in the directory, and remove it.  -1 if there is no memory.
-extern int _PyTraceMalloc_ListBlock(
-    interp_state *tm, unsigned int domain, uintptr_t ptr, bool must);
+// Remove a block of an interpreter from the directory, if it is there.
 extern void _PyTraceMalloc_UnlistBlock(
     interp_state *tm, unsigned int domain, uintptr_t ptr);
 
 // The next two lock the table of an interpreter that traces: with the runtime's
 // mutex held unless the caller has its GIL.
 
-// -1 if there is no memory, 1 if the block has a trace there; nothing has
-// changed then.
+// -1 if there is no memory, 1 if the block has a trace there or a listed one
+// elsewhere; nothing has changed then.
 extern int _PyTraceMalloc_AddToTable(
     const tracemalloc_caller *caller, interp_state *tm,
     const tracemalloc_trace *trace, bool must);

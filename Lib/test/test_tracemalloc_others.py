@@ -434,6 +434,7 @@ class FullHeapTests(ScriptBase):
             tracemalloc.start()
             hooks = capi.tracemalloc_get_allocator('obj')
             new = [bytes(50) for _ in range(600)]
+            stale = {id(obj) for obj in new}
             capi.tracemalloc_set_allocator('obj', bottom)
             new.clear()
             for i in range(24_000):
@@ -447,9 +448,11 @@ class FullHeapTests(ScriptBase):
                          for obj in again}
                 assert len(lines) == 1, lines
                 check_sums()
+                # Not all are used again where free() delays that (ASan).
+                stale -= {id(obj) for obj in again}
                 del again
             count = sizes().count(sys.getsizeof(b'') + 50)
-            assert count < 100, count
+            assert count <= len(stale), (count, len(stale))
             """)
 
 

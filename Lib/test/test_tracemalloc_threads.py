@@ -381,6 +381,29 @@ class HeldUpTests(FaultsBase):
             check_sums()
             """)
 
+    def test_tracked_by_another_interpreter(self):
+        # It has tracked the block last, so its trace is the only one.
+        self.run_faults("""
+            interp = create('isolated')
+
+            def track():
+                run(interp, f'assert capi.tracemalloc_track('
+                            f'0, {addr}, {OTHER}) == 0')
+
+            tracemalloc.start()
+            for domain, size in product(('raw', 'mem', 'obj'), (391, OLD)):
+                what = domain, size
+                addr = malloc(domain, size)
+                hold_up(TOO_MUCH, lambda: realloc(domain, addr, TOO_MUCH),
+                        track, True)
+                assert size not in sizes(), what
+                check_sums(interp)
+                run(interp, f'assert sizes().count({OTHER}) == 1')
+                free(domain, addr)
+                run(interp, f'assert {OTHER} not in sizes()')
+                check_sums(interp)
+            """)
+
 
 class ClearedTests(ScriptBase):
     """Traces are cleared while a thread reallocates a block that has one.
