@@ -783,6 +783,9 @@ def suites():
                 else:
                     step.baseline = f'suite-stock-{config}'
                 yield step
+    for config in 'freethreaded', 'freethreaded-debug':
+        yield Tests('suite', f'own-{config}', [config],
+                    f'own tests, {config}', tests=OWN_TESTS, again=False)
 
 
 def sanitizers():
@@ -808,6 +811,17 @@ def sanitizers():
                     f'tests around tracemalloc, {stock}', tests=around,
                     timeout=3600, reference=stock != 'asan',
                     baseline=None if stock != 'asan' else 'around-stock-asan')
+    # Stock's new interpreters race, so only the races of the series count.
+    yield Command('sanitizers', 'around-tsan', ['tsan'],
+                  'tests around tracemalloc, traced, tsan',
+                  files=('test.sh', 'count-results.py', 'count-reports.py',
+                         'common.sh', 'options.sh'),
+                  command=('{root}/scripts/test.sh',),
+                  settings=(('CONFIG', 'tsan'), ('RACES', 'own'),
+                            ('TRACE', '5'), ('OWN_TESTS', ''),
+                            ('TESTS', 'test_embed test_interpreters '
+                                      'test__interpreters test_gc'),
+                            ('TEST_TIMEOUT', '3600')))
     for config in 'tsan', 'freethreaded-tsan':
         for stock in f'stock-{config}', config:
             yield Tests('sanitizers', f'list-{stock}', [stock],
