@@ -197,7 +197,7 @@ _PyTraceMalloc_ForgetThreadStates(void)
 // Handlers of fork() in the C library.  Others may have handlers that run
 // Python code, and let go of the GIL.  These ones run last before the fork,
 // and first after it, since they are registered before any extension is
-// loaded.
+// loaded.  (So an allocator that is loaded later must not be locked by then.)
 
 static void
 change_mutexes(void (*change)(PyMutex *))

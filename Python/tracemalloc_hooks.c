@@ -35,9 +35,9 @@ had_trace(const tracemalloc_removed *removed)
     return removed->trace.traceback != _PyTraceMalloc_NO_TRACEBACK;
 }
 
-// Keep the calls that the thread makes from being traced, and note what it
-// frees: if it is not attached, in the interpreter's key.  False if they are
-// not to be traced anyway, or if the system has no room for a note.
+// Mark the thread as reentrant, and note the block that it frees: in its thread
+// state or, if it is not attached, in the interpreter's key.  False if it must
+// not be traced, or if the system has no room for a note.
 static inline Py_ALWAYS_INLINE bool
 enter(const tracemalloc_caller *caller, tracemalloc_removed *removed)
 {

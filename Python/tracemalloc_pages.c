@@ -164,7 +164,8 @@ _PyTraceMalloc_SumSlots(const tracemalloc_page *page)
     return sum;
 }
 
-// The mark remains where the hash table may have traces of these blocks.
+// The mark remains where the hash table may have traces of these blocks, but
+// mimalloc clears it when the page ends.
 static void
 free_page(tracemalloc_page *page)
 {
@@ -192,7 +193,6 @@ void
 _PyTraceMalloc_PageEnds(tracemalloc_page *page)
 {
     if (!_PyTraceMalloc_HasSlots(page)) {
-        // The mark remains here, too.
         return;
     }
     // Blocks that were freed behind the hooks have left traces.

@@ -202,12 +202,13 @@ _PyTraceMalloc_AddToTable(const tracemalloc_caller *caller, interp_state *tm,
                           const tracemalloc_trace *trace, bool must)
 {
     bool locked = lock_table(caller, tm);
-    int res = !trace->listed ? 0
-              : list_block(tm, trace->domain, trace->ptr, must);
-    if (res == 0) {
-        res = _PyTraceMalloc_TableAdd(&tm->table, trace, must);
-        if (res < 0 && trace->listed) {
-            _PyTraceMalloc_UnlistBlock(tm, trace->domain, trace->ptr);
+    int res = _PyTraceMalloc_TableAdd(&tm->table, trace, must);
+    if (res == 0 && trace->listed) {
+        res = list_block(tm, trace->domain, trace->ptr, must);
+        if (res != 0) {
+            _PyTraceMalloc_TableRemove(
+                &tm->table, _PyTraceMalloc_TableFind(&tm->table, trace->domain,
+                                                     trace->ptr));
         }
     }
     if (res == 0) {

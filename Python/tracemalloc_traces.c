@@ -7,11 +7,11 @@
 // a thread that does not hold the interpreter's GIL is *listed* in the
 // directory, too.
 //
-// Who else may be here?  A slot is written by the thread that owns the block,
-// which nobody else names meanwhile.  The hash table is guarded by the mutex
-// of the interpreter.  With the GIL there is a shortcut: the thread that holds
-// the GIL and is inside its open credit need not lock.  All others hold the
-// runtime's mutex, close that credit and lock.
+// Who else may be here?  Only the thread that owns a block writes its slot: no
+// other thread passes the address to tracemalloc meanwhile.  The hash table is
+// guarded by the mutex of the interpreter.  With the GIL there is a shortcut:
+// the thread that holds the GIL and is inside its open credit need not lock.
+// All others hold the runtime's mutex, close that credit and lock.
 //
 // A trace is counted before it is stored, and uncounted after it was removed;
 // inside the credit, where nobody can look, the order does not matter.  So the
@@ -99,9 +99,9 @@ capture(PyThreadState *tstate, uint32_t otherwise)
 }
 
 // Count a trace, instead of a size that was `counted` before, and store it in
-// the hash table, in place of one that is there.  -1 if there is no memory and
-// there was none, 1 if another thread has tracked the block meanwhile; what was
-// counted before is then counted again.
+// the hash table, in place of one that is there.  -1 if there is no memory, 1
+// if another thread has tracked the block meanwhile.  In both cases `counted`
+// is counted again.
 static int
 add_to_own_table(const tracemalloc_caller *caller,
                  const tracemalloc_trace *trace, size_t counted, bool must)
@@ -294,6 +294,7 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
     uint32_t traceback;
     assert(caller->interp->tracing);
     bool must = origin == BLOCK_REALLOCATED;
+    bool track = origin == BLOCK_TRACKED;
     size_t counted = must ? size : 0;
     if (_PyTraceMalloc_Capture(caller, &traceback) < 0) {
         if (!must) {
@@ -307,21 +308,25 @@ _PyTraceMalloc_Add(const tracemalloc_caller *caller, unsigned int domain,
         .domain = domain,
         .traceback = traceback,
         .listed = 1,
-        .tracked = origin == BLOCK_TRACKED && domain == 0,
+        .tracked = track && domain == 0,
     };
     tracemalloc_removed old = {.trace = {.ptr = ptr, .domain = domain}};
     bool found = trace.tracked ? remove_anywhere(caller, &old)
                  : _PyTraceMalloc_RemoveListed(caller, &old);
-    if (found && must) {
-        _PyTraceMalloc_CountRemove(caller, old.trace.size);
-    }
-    else if (found) {
+    if (found && track) {
         counted = old.trace.size;
     }
+    else if (found) {
+        // It is left of a block that was freed behind the hooks.
+        _PyTraceMalloc_CountRemove(caller, old.trace.size);
+    }
     int res = add_to_own_table(caller, &trace, counted, must);
-    if (found && !must && res != 0) {
+    if (found && track && res < 0) {
         // PyTraceMalloc_Track() has failed, and changes nothing.
         _PyTraceMalloc_PutBack(caller, &old);
+    }
+    else if (found && track && res > 0) {
+        _PyTraceMalloc_CountRemove(caller, old.trace.size);
     }
     return res;
 }

@@ -12,7 +12,8 @@
 // block writes the slot: no lock, no atomic read-modify-write.  All other
 // traces are in one hash table for each interpreter.
 //
-// Files; calls go downward only:
+// Files; calls go downward, but for the question which allocator is below the
+// hooks:
 //
 //   Modules/_tracemalloc.c          the Python module
 //   Python/tracemalloc.c            start, stop, fork, the end; public C API
@@ -274,7 +275,8 @@ typedef enum {
 // What nearly every hook does.  The thread is attached, its interpreter
 // traces, and the block is of the "mem" or "object" domain.  -1 if there is no
 // memory, 1 if the interpreter does not trace any more, or another thread has
-// tracked the block meanwhile; nothing is added or counted then.
+// tracked the block meanwhile.  Nothing is added or counted then: after a
+// realloc() the caller uncounts the size.
 extern int _PyTraceMalloc_AddBlock(
     PyThreadState *tstate, uintptr_t ptr, size_t size,
     tracemalloc_block_origin origin);

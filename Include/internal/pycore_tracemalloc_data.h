@@ -147,8 +147,8 @@ typedef struct {
     // What follows is written by the owner while `inside`, or under the
     // runtime's mutex while not `open`.  Bytes that may still be added.
     int64_t available;
-    // What is freed becomes available, up to this; what is beyond it gives the
-    // credit back.  0 while the sum is growing: nothing may be freed.
+    // What is freed becomes available, but not beyond this: a free that would
+    // go beyond it closes the credit.  0 while the sum is growing.
     int64_t limit;
     // The least that was available when something was freed.
     int64_t lowest;

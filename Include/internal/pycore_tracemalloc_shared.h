@@ -171,8 +171,8 @@ extern void _PyTraceMalloc_CountRemove(
 extern void _PyTraceMalloc_UnlistBlock(
     interp_state *tm, unsigned int domain, uintptr_t ptr);
 
-// The next two lock the table of an interpreter that traces: with the runtime's
-// mutex held unless the caller has its GIL.
+// The next two lock the table of an interpreter that traces.  The caller holds
+// the runtime's mutex, unless it has that interpreter's GIL.
 
 // -1 if there is no memory, 1 if the block has a trace there or a listed one
 // elsewhere; nothing has changed then.
