@@ -255,6 +255,8 @@ _PyTraceMalloc_AfterFork_Child(void)
     interp_state *tm = &_PyRuntime._main_interpreter.tracemalloc;
     // The thread may have got credit in a handler of pthread_atfork().
     _PyTraceMalloc_CloseCredits();
+    // Threads that are gone had blocks counted which they were reallocating.
+    _PyTraceMalloc_CountersAfterFork();
     if (is_idle()) {
         return;
     }

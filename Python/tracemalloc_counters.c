@@ -44,7 +44,7 @@
 // Operations with the mutex before a credit that others closed is opened
 // again; and how many in a row make a thread the only one.
 #define REST 256
-#define LONG 512
+#define SOLE_AFTER 512
 
 // Credit is handed out in pieces: at most of the first size, and not less than
 // the second if there is as much.
@@ -259,9 +259,9 @@ open_credit(tracemalloc_credit *credit)
         return;
     }
     bool alone = llist_empty(&COUNTERS->open);
-    credit->alone = alone ? Py_MIN(credit->alone + 1, LONG) : 0;
+    credit->alone = alone ? Py_MIN(credit->alone + 1, SOLE_AFTER) : 0;
     uint64_t grant = MAX_GRANT;
-    if (credit->alone == LONG) {
+    if (credit->alone == SOLE_AFTER) {
         grant = SOLE_GRANT;
         credit->limit = SOLE_LIMIT;
     }

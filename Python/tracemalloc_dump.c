@@ -43,6 +43,17 @@ dump_filename(int fd, const tracemalloc_intern *intern, uint32_t id)
     }
 }
 
+// Another thread may have cleared the traces since the block had this one: the
+// id may be nothing's, or a filename's.
+static bool
+is_traceback(const tracemalloc_intern *intern, uint32_t id)
+{
+    return id == _PyTraceMalloc_UNKNOWN
+           || (intern != NULL && id <= intern->last_id
+               && (_PyTraceMalloc_GetItem(intern, id)->unit
+                   == sizeof(tracemalloc_frame)));
+}
+
 static void
 dump_frames(int fd, const tracemalloc_intern *intern, uint32_t id)
 {
@@ -88,11 +99,11 @@ dump_trace(int fd, interp_state *tm, const tracemalloc_removed *removed,
                  && _PyTraceMalloc_Find(as_interp(tm), 0, ptr, &trace);
     if (!found && removed->owner == tm && removed->trace.ptr == ptr) {
         trace = removed->trace;
-        // Another thread may have cleared the traces meanwhile.
-        found = trace.traceback == _PyTraceMalloc_UNKNOWN
-                || (trace.traceback != _PyTraceMalloc_NO_TRACEBACK
-                    && tm->intern != NULL
-                    && trace.traceback <= tm->intern->last_id);
+        // Of an attached thread the generation is not noted.
+        found = trace.traceback != _PyTraceMalloc_NO_TRACEBACK
+                && (removed->generation == 0
+                    || removed->generation == tm->generation)
+                && is_traceback(tm->intern, trace.traceback);
     }
     if (found) {
         dump_frames(fd, tm->intern, trace.traceback);

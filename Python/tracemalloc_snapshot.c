@@ -153,11 +153,9 @@ _PyTraceMalloc_AbandonTraces(interp_state *tm)
     _PyTraceMalloc_FreePages(tm);
 }
 
-// The counters and the slots may be of different moments.
 void
 _PyTraceMalloc_RecountAfterFork(interp_state *tm)
 {
-    _PyTraceMalloc_CountersAfterFork();
     if (tm->tracing) {
         count_all(tm, true);
     }

@@ -126,7 +126,7 @@ static Py_NO_INLINE int
 grow(tracemalloc_table *table, size_t i, bool must)
 {
     part *p = &table->parts[i];
-    size_t capacity = p->capacity + p->capacity / 2;
+    size_t capacity = (size_t)p->capacity + p->capacity / 2;
     if (resize(p, table->allocator, Py_MAX(capacity, first_capacity(i))) < 0
         // A probe ends at a free entry, so one has to be left.
         && (!must || p->used + 1 >= p->capacity))

@@ -212,8 +212,8 @@ struct _tracemalloc_thread_state {
     // Domains whose hooks such a call has reached: bits `1 << domain`; and
     // those of the lowest level: from bit _PyTraceMalloc_NUM_DOMAINS on.
     uint8_t reached;
-    // The block that the outermost hook is freeing or reallocating, or 0; the
-    // traceback that it had, and in which interpreter.
+    // The block that the outermost hook is freeing, or reallocating if it had a
+    // trace; or 0.  The traceback that it had, and in which interpreter.
     uintptr_t freed_block;
     uint32_t freed_traceback;
     struct _tracemalloc_interp_state *freed_owner;

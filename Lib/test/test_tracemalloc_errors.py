@@ -162,6 +162,28 @@ class FatalErrorTests(ScriptBase):
                 self.assertNotIn(self.FOUND, err)
                 self.assertNotIn(self.ENABLE, err)
 
+    def test_traces_cleared_meanwhile(self):
+        # While a detached thread frees the block, the number of its traceback
+        # becomes that of something else.
+        err = self.run_fatal("""
+            capi.tracemalloc_below_install()
+            tracemalloc.start()
+            work()
+            capi.tracemalloc_gate_close(addr)
+            thread = threading.Thread(
+                target=capi.tracemalloc_raw_free,
+                args=(addr, 'detached', TIMEOUT))
+            thread.start()
+            capi.tracemalloc_gate_wait(TIMEOUT)
+            tracemalloc.clear_traces()
+            kept = []
+            for i in range(200):
+                exec(compile('kept.append(bytearray(1))', f'{i}.py', 'exec'))
+            capi.tracemalloc_gate_open()
+            thread.join()
+            """)
+        self.assertNotIn(self.FOUND, err)
+
     def test_nothing_traces(self):
         err = self.run_fatal("""
             work()
