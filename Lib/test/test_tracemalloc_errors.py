@@ -7,7 +7,7 @@ from test import support
 from test.support import import_helper
 from test.support import script_helper
 from test.support.tracemalloc_helper import (
-    CONFIGS, MARK, PRELUDE, ScriptBase)
+    CONFIGS, MARK, PRELUDE, SETUP, ScriptBase)
 
 
 class FatalErrorTests(ScriptBase):
@@ -165,23 +165,18 @@ class FatalErrorTests(ScriptBase):
     def test_traces_cleared_meanwhile(self):
         # While a detached thread frees the block, the number of its traceback
         # becomes that of something else.
-        err = self.run_fatal("""
-            capi.tracemalloc_below_install()
+        err = self.run_fatal(SETUP + textwrap.dedent("""
+            kept = []
+            def clear():
+                tracemalloc.clear_traces()
+                for i in range(200):
+                    exec(compile('kept.append(bytearray(1))', f'{i}.py',
+                                 'exec'))
             tracemalloc.start()
             work()
-            capi.tracemalloc_gate_close(addr)
-            thread = threading.Thread(
-                target=capi.tracemalloc_raw_free,
-                args=(addr, 'detached', TIMEOUT))
-            thread.start()
-            capi.tracemalloc_gate_wait(TIMEOUT)
-            tracemalloc.clear_traces()
-            kept = []
-            for i in range(200):
-                exec(compile('kept.append(bytearray(1))', f'{i}.py', 'exec'))
-            capi.tracemalloc_gate_open()
-            thread.join()
-            """)
+            hold_up(addr, lambda: capi.tracemalloc_raw_free(addr, 'detached'),
+                    clear)
+            """))
         self.assertNotIn(self.FOUND, err)
 
     def test_nothing_traces(self):

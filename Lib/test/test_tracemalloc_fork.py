@@ -10,7 +10,7 @@ import unittest
 from test import support
 from test.support import import_helper
 from test.support.tracemalloc_helper import (
-    ASAN_FORK_BUG, CONFIGS, MARK, ForkBase)
+    ASAN_FORK_BUG, CONFIGS, MARK, SETUP, ForkBase)
 
 
 class ForkTests(ForkBase):
@@ -143,6 +143,21 @@ class ForkTests(ForkBase):
             in_child(child)
             check_sums(interp)
             """)
+
+    def test_fork_when_stopped(self):
+        # A thread that was reallocating a block is gone in the child, and so is
+        # what it had counted.
+        self.run_fork(SETUP + textwrap.dedent("""
+            def child():
+                tracemalloc.start()
+                check_sums()
+            def fork():
+                tracemalloc.stop()
+                in_child(child)
+            tracemalloc.start()
+            addr = malloc('raw', OLD)
+            hold_up(NEW, lambda: realloc('raw', addr, NEW), fork, True)
+            """))
 
     def test_handlers_of_the_c_library(self):
         # Such as gRPC's, which are in Python.  They run inside fork().

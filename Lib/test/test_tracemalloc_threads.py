@@ -3,7 +3,6 @@
 A thread may have its thread state attached, detached, or have none.
 """
 
-import os
 import sys
 import unittest
 
@@ -404,30 +403,6 @@ class HeldUpTests(FaultsBase):
                 run(interp, f'assert {OTHER} not in sizes()')
                 check_sums(interp)
             """)
-
-    @unittest.skipUnless(hasattr(os, 'fork'), 'need os.fork()')
-    @support.requires_fork()
-    def test_fork_when_stopped(self):
-        # In the child the thread is gone, and what it had counted.
-        self.run_faults("""
-            def fork():
-                tracemalloc.stop()
-                pid = os.fork()
-                if pid == 0:
-                    try:
-                        tracemalloc.start()
-                        check_sums()
-                    except BaseException:
-                        sys.excepthook(*sys.exc_info())
-                        os._exit(1)
-                    os._exit(0)
-                _, status = os.waitpid(pid, 0)
-                assert status == 0, status
-
-            tracemalloc.start()
-            addr = malloc('raw', OLD)
-            hold_up(NEW, lambda: realloc('raw', addr, NEW), fork, True)
-            """, '-W', 'ignore::DeprecationWarning')
 
 
 class ClearedTests(ScriptBase):
