@@ -35,17 +35,14 @@ release | optimized) ;;
 esac
 
 # here COMMAND...: run it in the user space.  The sources are in /src, not to be
-# written to unless 'sources' is rw; build/packages/work is /work.
-sources=ro
+# written to; build/packages/work is /work.
 here() {
-    inside "$WORK:/work" "$STOCK:/src/stock:$sources" "$TREE:/src/patch:$sources" "$ROOT/scripts/packages:/src/packages:ro" -- "$@"
+    inside "$WORK:/work" "$STOCK:/src/stock:ro" "$TREE:/src/patch:ro" "$ROOT/scripts/packages:/src/packages:ro" -- "$@"
 }
 
 # build NAME: configure and make /src/NAME in /work/CONFIG-NAME.
 build() {
-    local dir=$WORK/$CONFIG-$1 log=$LOGS/packages-build-$1.log want sources=ro
-    # Tests of PGO's training remove files among the sources.
-    if [ "$CONFIG" = optimized ]; then sources=rw; fi
+    local dir=$WORK/$CONFIG-$1 log=$LOGS/packages-build-$1.log want
     step "build ($CONFIG, $2, $JOBS jobs)"
     # What else is installed decides on CPython's modules.
     want=$({ printf '%s\n' "${OPTIONS[@]+"${OPTIONS[@]}"}"
