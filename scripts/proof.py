@@ -378,8 +378,16 @@ def beside(proof, step, failure):
             else ' Stock passes or skips it.')
 
 
+def aged(proof, step, verdict, stored):
+    """The verdict, and whether it is about the present source."""
+    if verdict in (NOT_DONE, OUTDATED) or proof.is_current(step, stored):
+        return verdict
+    return f'{verdict} (older)'
+
+
 def head(proof, judged):
-    verdicts = [verdict for _, verdict, _, _ in judged]
+    verdicts = [aged(proof, step, verdict, stored)
+                for step, verdict, _, stored in judged]
     shown = [stored for _, verdict, _, stored in judged
              if verdict not in (NOT_DONE, OUTDATED)]
     seconds = sum(stored['seconds'] for stored in shown)
@@ -402,18 +410,20 @@ def head(proof, judged):
         '*explained* has failures that its reference has, too, or that are '
         'explained below.  *Older* is a result of another source than the '
         'present one; documents do not count, nor do those tests of '
-        'the series that the step does not run.', '',
+        'the series that the step does not run.  *Out of date*: what the step '
+        'runs has changed, so its result is not shown.  *Not done*: it was '
+        'not run yet.  *Not run*: a tool is missing.', '',
     ]
 
 
 def row(proof, step, verdict, stored):
     numbers = ['', '', '', '']
     note = ''
-    shown = f'**{verdict}**' if verdict == FAIL else verdict
+    shown = aged(proof, step, verdict, stored)
+    if verdict == FAIL:
+        shown = shown.replace(verdict, f'**{verdict}**')
     if verdict not in (NOT_DONE, OUTDATED):
         note = stored['note']
-        if not proof.is_current(step, stored):
-            shown += ' (older)'
         if verdict != NOT_RUN:
             numbers = [stored['passed'], stored['failed'], stored['skipped'],
                        clock(stored['seconds'])]
