@@ -39,6 +39,7 @@ SHOWN = 10          # failures of a step that are printed at once
 PASS, FAIL, EXPLAINS = 'pass', 'FAIL', 'pass, explained'
 REFERENCE, NOT_RUN, NOT_DONE = 'reference', 'not run', 'not done'
 OUTDATED = 'out of date'
+NO_RESULT = NOT_DONE, OUTDATED
 
 
 def die(sentence):
@@ -378,18 +379,18 @@ def beside(proof, step, failure):
             else ' Stock passes or skips it.')
 
 
-def aged(proof, step, verdict, stored):
-    """The verdict, and whether it is about the present source."""
-    if verdict in (NOT_DONE, OUTDATED) or proof.is_current(step, stored):
-        return verdict
-    return f'{verdict} (older)'
+def age(proof, step, verdict, stored):
+    """What follows a verdict that is not about the present source."""
+    if verdict in NO_RESULT or proof.is_current(step, stored):
+        return ''
+    return ' (older)'
 
 
 def head(proof, judged):
-    verdicts = [aged(proof, step, verdict, stored)
+    verdicts = [verdict + age(proof, step, verdict, stored)
                 for step, verdict, _, stored in judged]
     shown = [stored for _, verdict, _, stored in judged
-             if verdict not in (NOT_DONE, OUTDATED)]
+             if verdict not in NO_RESULT]
     seconds = sum(stored['seconds'] for stored in shown)
     dates = {}
     for stored in shown:
@@ -419,10 +420,9 @@ def head(proof, judged):
 def row(proof, step, verdict, stored):
     numbers = ['', '', '', '']
     note = ''
-    shown = aged(proof, step, verdict, stored)
-    if verdict == FAIL:
-        shown = shown.replace(verdict, f'**{verdict}**')
-    if verdict not in (NOT_DONE, OUTDATED):
+    shown = f'**{verdict}**' if verdict == FAIL else verdict
+    shown += age(proof, step, verdict, stored)
+    if verdict not in NO_RESULT:
         note = stored['note']
         if verdict != NOT_RUN:
             numbers = [stored['passed'], stored['failed'], stored['skipped'],
@@ -473,7 +473,7 @@ def texts(proof, judged):
 def unused(proof, judged):
     # One for a step that was not done may fit yet.
     found = [one for one in proof.explanations if not one.used and all(
-        verdict not in (NOT_DONE, OUTDATED, NOT_RUN)
+        verdict not in (*NO_RESULT, NOT_RUN)
         for step, verdict, _, _ in judged
         if fnmatch.fnmatchcase(step.name, one.step))]
     lines = ['', '## Explanations that fit nothing', ''] if found else []
